@@ -7,6 +7,7 @@ the first, and the others wait for its answer.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
@@ -50,6 +51,10 @@ class ProcessGroup:
 
     def __enter__(self) -> ProcessGroup:
         if self.world_size > 1:
+            # This module's functions take the current group as a default argument. Imported later,
+            # by whichever library needs it, they would keep the group and its threads alive past
+            # destroy_process_group, and the interpreter's end would now and then abort.
+            importlib.import_module("torch.distributed.nn.functional")
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
         return self

@@ -43,6 +43,15 @@ MUTANTS = [
         finder="a loss worked out by hand",
     ),
     Mutant(
+        name="the process group outlives its end",
+        module=f"{TOPIC}/process_group.py",
+        old='importlib.import_module("torch.distributed.nn.functional")',
+        new="pass",
+        tests=(f"{TESTS}/test_process_group.py",),
+        symptom="one run in twelve under torchrun aborts after its last line",
+        finder="the names of the threads that are left",
+    ),
+    Mutant(
         name="the others do not hear of a failure",
         module=f"{TOPIC}/process_group.py",
         old="parcel[1] = str(error) or type(error).__name__",
