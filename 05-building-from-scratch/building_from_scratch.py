@@ -170,12 +170,6 @@ def main(argv: list[str] | None = None) -> int:
         return new
 
     run("Can a model learn to look back? One layer against two.", induct)
-    for layers in (1, 2):
-        found = results["induction"][f"{layers}_layers"]
-        sys.stdout.write(
-            f"{layers} layer(s): first half {found['first_half_loss']:.2f} nats, second half "
-            f"{found['second_half_loss']:.2f}, best head {found['best_head_score']:.2f}\n"
-        )
     run("Where does the time of a step go?", lambda: profile_step(scale))
     run("Which check finds which bug, and what does it cost to miss it?", lambda: run_clinic(scale))
     write_results(

@@ -7,7 +7,9 @@ that the memory has, and on one core, however many there are.
 
 Here the matrix is transposed and cut into blocks of output columns, one for each thread, and the
 layer becomes one batched product: a batch is what the library shares out among threads. The
-weights are the same numbers; only the order in which a sum's terms are added may differ.
+weights are the same numbers; only the order in which a sum's terms are added may differ. Layers
+that read the same input, an attention's queries, keys and values, become one product: a small
+model's token is dozens of products of some tens of microseconds, and starting one costs several.
 
 README, "The KV cache"; `benchmarks/decoding.py` measures what it gains.
 """
@@ -15,10 +17,13 @@ README, "The KV cache"; `benchmarks/decoding.py` measures what it gains.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from transformer import TransformerBlock
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -44,11 +49,17 @@ def decoding_copy(model: _Model, *, threads: int | None = None) -> _Model:
     if devices != {"cpu"}:
         raise ValueError(f"the model is on {sorted(devices)}; this layout is for CPUs")
     # deepcopy takes what it finds in this table for copied already.
-    replaced = {
-        id(module): _BlockedLinear(module, threads)
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    }
+    replaced: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, TransformerBlock):
+            attention = module.attention
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            if len({layer.in_features for layer in projections}) == 1:
+                joint = _JointLinear(projections, threads)
+                replaced.update({id(layer): _Part(joint, i) for i, layer in enumerate(projections)})
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module) not in replaced:
+            replaced[id(module)] = _BlockedLinear(module.weight, module.bias, threads)
     twin = copy.deepcopy(model, memo=dict(replaced))
     return twin.eval().requires_grad_(False)
 
@@ -59,15 +70,14 @@ class _BlockedLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, blocks: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, blocks: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.out_features, self.in_features = weight.shape
         width = -(-self.out_features // blocks)  # outputs a block; the last may be padded
         padding = width * blocks - self.out_features
-        weight = nn.functional.pad(linear.weight.detach(), (0, 0, 0, padding))
+        weight = nn.functional.pad(weight.detach(), (0, 0, 0, padding))
         weight = weight.view(blocks, width, self.in_features).transpose(1, 2).contiguous()
         self.register_buffer("weight", weight)  # (blocks, in, width)
-        bias = linear.bias
         if bias is not None:
             bias = nn.functional.pad(bias.detach(), (0, padding)).view(blocks, 1, width).clone()
         self.register_buffer("bias", bias)  # (blocks, 1, width)
@@ -84,3 +94,43 @@ class _BlockedLinear(nn.Module):
         if rows.shape[1] > 1:
             out = out.transpose(0, 1)  # (N, blocks, width)
         return out.reshape(*shape[:-1], -1)[..., : self.out_features]
+
+
+class _JointLinear(nn.Module):
+    """Linear layers of one input as one product, which the first to be asked computes."""
+
+    def __init__(self, layers: Sequence[nn.Linear], blocks: int) -> None:
+        super().__init__()
+        self.sizes = [layer.out_features for layer in layers]
+        bias = None
+        if any(layer.bias is not None for layer in layers):
+            bias = torch.cat(
+                [
+                    layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+                    for layer in layers
+                ]
+            )
+        self.product = _BlockedLinear(torch.cat([layer.weight for layer in layers]), bias, blocks)
+        self._seen: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    def part(self, index: int, x: Tensor) -> Tensor:
+        """Layer `index` of x; the same tensor is multiplied once for all layers."""
+        seen = self._seen
+        if seen is None or seen[0] is not x:
+            seen = (x, self.product(x).split(self.sizes, dim=-1))
+        # Nothing is held on to after the last layer has had its part.
+        self._seen = None if index == len(self.sizes) - 1 else seen
+        return seen[1][index]
+
+
+class _Part(nn.Module):
+    """One of the layers that a `_JointLinear` computes together."""
+
+    def __init__(self, joint: _JointLinear, index: int) -> None:
+        super().__init__()
+        self.joint, self.index = joint, index
+        self.in_features, self.out_features = joint.product.in_features, joint.sizes[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return self.joint.part(self.index, x)

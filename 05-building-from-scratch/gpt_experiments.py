@@ -30,7 +30,7 @@ from brief_training import (
 from debugging import shifted_loss
 from gpt import GPT, GPTConfig
 from gpt_steps import STEPS, build_step
-from induction import half_losses, induction_scores, repeated_batches
+from induction import induction_scores, repeated_batches, repetition_loss
 from lab import interval, progress
 from numerics import cross_entropy
 from text_generation import SamplingConfig, generate
@@ -70,7 +70,7 @@ DEFAULT_SCALE = Scale(
     steps=250,
     subword_steps=400,
     subword_vocab=1024,
-    induction_steps=400,
+    induction_steps=600,
     clinic_steps=120,
     overfit_steps=150,
     cache_lengths=(32, 64, 128, 256, 512, 1024),
@@ -302,14 +302,12 @@ def measure_sampling(model: GPT, tokenizer: LibraryTokenizer, scale: Scale) -> d
             generator=torch.Generator().manual_seed(6),
         )
         words = [word for ids in texts for word in _words(tokenizer.decode(ids))]
-        if not words:
-            continue
         rows.append(
             [
-                f"{temperature:g}",
+                f"{temperature:g}" if temperature else "0 (greedy)",
                 "–" if top_p is None else f"{top_p:g}",
-                100 * sum(word in known for word in words) / len(words),
-                100 * len(set(words)) / len(words),
+                100 * sum(word in known for word in words) / max(1, len(words)),
+                100 * len(set(words)) / max(1, len(words)),
             ]
         )
     columns = ["temperature", "top-p", "words known, %", "distinct words, %"]
@@ -317,50 +315,53 @@ def measure_sampling(model: GPT, tokenizer: LibraryTokenizer, scale: Scale) -> d
 
 
 def watch_induction(scale: Scale) -> tuple[dict[str, Any], GPT]:
-    """Train one layer and two on repeated random tokens: the results, and the two-layer GPT."""
+    """Train one layer and two on repeated random tokens: the results, and a two-layer GPT."""
     half, vocab_size = min(24, scale.seq_len // 2), 32
     results: dict[str, Any] = {
         "half": half,
         "vocab_size": vocab_size,
         "steps": scale.induction_steps,
+        "ln_vocab": math.log(vocab_size),
     }
+    rows = []
     model = new_gpt(scale, vocab_size=vocab_size, seed=0)
     for layers in (1, 2):
-        model = new_gpt(
-            scale, vocab_size=vocab_size, seed=0, num_layers=layers, max_seq_len=2 * half
-        )
-        curve: list[list[float]] = []
+        losses, scores, curves = [], [], []
+        for seed in progress(range(scale.seeds), desc=f"induction, {layers} layer(s)", unit="seed"):
+            model = new_gpt(
+                scale, vocab_size=vocab_size, seed=seed, num_layers=layers, max_seq_len=2 * half
+            )
+            curve: list[list[float]] = []
 
-        def record(step: int, loss: float, model=model, curve=curve) -> None:
-            if step % max(1, scale.induction_steps // 25) == 0:
-                model.eval()
-                _, second = half_losses(model, half=half, seed=7)
-                score = float(induction_scores(model, half=half, seed=8).max())
-                curve.append([step, second, score])
-                model.train()
+            def record(step: int, loss: float, model=model, curve=curve) -> None:
+                if step % max(1, scale.induction_steps // 25) == 0:
+                    model.eval()
+                    curve.append([step, repetition_loss(model, half=half, seed=7)])
+                    model.train()
 
-        batches = repeated_batches(batch_size=32, half=half, vocab_size=vocab_size, seed=0)
-        steps = progress(desc=f"induction, {layers} layer(s)", total=scale.induction_steps)
-        with steps:
             train_briefly(
                 model,
-                batches,
+                repeated_batches(batch_size=32, half=half, vocab_size=vocab_size, seed=seed),
                 steps=scale.induction_steps,
-                lr=3e-3,
-                on_step=lambda step, loss, record=record, bar=steps: (
-                    bar.update(1),
-                    record(step, loss),
-                ),
+                on_step=record,
             )
-        first, second = half_losses(model, half=half, seed=7)
+            losses.append(repetition_loss(model, half=half, seed=7))
+            scores.append(float(induction_scores(model, half=half, seed=8).max()))
+            curves.append(curve)
+        loss, loss_width = interval(losses)
+        score, score_width = interval(scores)
+        rows.append([layers, loss, loss_width, score, score_width])
         results[f"{layers}_layers"] = {
-            "first_half_loss": first,
-            "second_half_loss": second,
-            "best_head_score": float(induction_scores(model, half=half, seed=8).max()),
-            "curve": curve,
+            "second_half_loss": loss,
+            "half_width": loss_width,
+            "best_head_score": score,
+            "losses": losses,
+            "scores": scores,
+            "curves": curves,
         }
-    results["ln_vocab"] = math.log(vocab_size)
-    return {"induction": results}, model
+    columns = ["layers", "nats, second half", "± 95 %", "best head's score", "± 95 % "]
+    table = {"columns": columns, "rows": rows, "formats": ["d", ".2f", ".2f", ".2f", ".2f"]}
+    return {"induction": results, "induction_table": table}, model
 
 
 def profile_step(scale: Scale) -> dict[str, Any]:

@@ -85,9 +85,11 @@ def induction_figure(results: Mapping[str, Any], maps: Tensor) -> Figure:
     )
     left.grid(visible=False)
     for layers, color, style in ((1, PALETTE[1], "--"), (2, PALETTE[0], "-")):
-        curve = np.array(results[f"{layers}_layers"]["curve"])
         name = f"{layers} layer" + ("s" if layers > 1 else "")
-        right.plot(curve[:, 0], curve[:, 1], style, color=color, label=f"{name}: loss, second half")
+        for i, points in enumerate(results[f"{layers}_layers"]["curves"]):
+            curve = np.array(points)
+            label = f"{name}: loss, second half" if i == 0 else None
+            right.plot(curve[:, 0], curve[:, 1], style, color=color, label=label)
     right.axhline(results["ln_vocab"], color=PALETTE[6], ls=":", lw=1, label="ln V: guessing")
     right.set(
         title="Learning to look back",

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from completion import load_model_folder, prompt_loop, stream_completion
+from completion import load_model_folder, prompt_loop, ready_to_talk, stream_completion
 from corpora import CorpusError
 from lab import pick_device, seed_everything
 from pretrain_run import run_pretraining
@@ -249,6 +249,7 @@ def sample(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise RunError(str(error)) from error
     model, tokenizer = load_model_folder(args.sample, device=device)
+    model = ready_to_talk(model)
     seed = args.seed or 0
     if args.prompt is None and sys.stdin.isatty():
         prompt_loop(
@@ -313,7 +314,7 @@ def pretrain(args: argparse.Namespace, processes: ProcessGroup) -> None:
     if processes.world_size == 1 and sys.stdin.isatty() and sys.stdout.isatty():
         sampling = SamplingConfig(temperature=args.temperature, top_p=args.top_p)
         prompt_loop(
-            finished.model.eval(),
+            ready_to_talk(finished.model),
             finished.tokenizer,
             sampling=sampling,
             seed=folder.settings.seed,

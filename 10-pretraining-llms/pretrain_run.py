@@ -221,6 +221,7 @@ def finish(
             "validation_bytes": held_out.num_bytes,
             "peak_memory_bytes": peak_memory_bytes(),
             "dtype": plan.dtype,
+            "minutes": seconds / 60,
         },
         command=command,
         seeds=[settings.seed],

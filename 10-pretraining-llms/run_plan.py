@@ -11,6 +11,7 @@ import math
 import torch
 
 from gpt import GPTConfig
+from linear_loss import fused_next_token_loss
 from llama import LlamaConfig
 from lr_schedules import Schedule, constant
 from process_group import ProcessGroup
@@ -72,6 +73,7 @@ def build_training_step(
             settings, micro_batch=micro_batch, dtype=dtype, world_size=processes.world_size
         ),
         reduce_gradients=all_reduce_gradients if processes.world_size > 1 else None,
+        loss=fused_next_token_loss,
     )
 
 

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{size['head_ms']['as trained']:.2f} ms as trained, "
             f"{size['head_ms']['blocked']:.2f} ms in blocks"
         )
-    results["table"] = {"columns": list(_COLUMNS), "rows": rows}
+    results["table"] = {"columns": list(_COLUMNS), "rows": rows, "formats": list(_FORMATS)}
     print(format_table(_COLUMNS, rows, _FORMATS))
     path = (args.out or Path(__file__).parent / "results") / "decoding.json"
     write_results(

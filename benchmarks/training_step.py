@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -115,14 +116,22 @@ def main(argv: list[str] | None = None) -> int:
             f"{_THEIRS}'s tokens a second, largest difference of losses "
             f"{result['largest_loss_difference']:.1e}"
         )
+    # How near theirs comes to the products' speed bounds what ours could gain.
+    shares = {
+        name: result["floor_seconds"] / median(result["step_seconds"][_THEIRS])
+        for name, result in measured.items()
+    }
     columns = ["arithmetic", "contestant", "median ms", "min ms", "max ms", "tokens/s"]
     columns += ["times theirs (median)", "mean and 95 % interval", "share of matmul speed"]
-    table = {"columns": columns, "rows": rows}
-    print(format_table(columns, rows))
+    formats = ["", "", ".0f", ".0f", ".0f", ",.0f", ".2f", "", ".0%"]
+    table = {"columns": columns, "rows": rows, "formats": formats}
+    print(format_table(columns, rows, formats))
     write_results(
         args.out / "training_step.json",
         {
             **measured,
+            "shares": shares,
+            "most_possible": {name: 1 / share for name, share in shares.items()},
             "parameters": parameter_count(config),
             "tokens_per_step": tokens,
             "gflop_per_step": flops / 1e9,

@@ -51,6 +51,20 @@ def test_same_tokens_cached_and_ragged(build):
     assert generate(fast, prompts, max_new_tokens=20, use_cache=False) == expected
 
 
+def test_the_joint_product_is_computed_once_for_one_input_and_never_for_another():
+    model = small_gpt(bias=True)
+    fast = decoding_copy(model, threads=2)
+    ours, theirs = fast.blocks[0].attention, model.blocks[0].attention
+    x, y = torch.randn(2, 1, 4, 36, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(ours.q_proj(x), ours.q_proj(x))
+    for asked in (x, y, x):  # also in an order that no attention has
+        for name in ("k_proj", "q_proj", "v_proj"):
+            expected = getattr(theirs, name)(asked)
+            torch.testing.assert_close(getattr(ours, name)(asked), expected)
+    assert ours.q_proj.joint is ours.v_proj.joint
+    assert ours.q_proj.joint._seen is None
+
+
 def test_the_copy_is_its_own_and_the_model_stays_as_it_was():
     model = small_gpt().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

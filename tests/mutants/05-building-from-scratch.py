@@ -231,4 +231,22 @@ MUTANTS = [
         symptom="single tokens decode well, prompts of several tokens give nonsense",
         finder="logits of the copy against the model's, for one row and for many",
     ),
+    Mutant(
+        name="the joint product is not computed anew",
+        module=f"{TOPIC}/fast_decoding.py",
+        old="if seen is None or seen[0] is not x:",
+        new="if seen is None:",
+        tests=(f"{TESTS}/test_fast_decoding.py",),
+        symptom="queries of one token beside keys of another, after an interrupted call",
+        finder="two inputs in turn, in an order that no attention has",
+    ),
+    Mutant(
+        name="repetition asked for where it cannot be known",
+        module=f"{TOPIC}/induction.py",
+        old="target[: period - 1] = -100",
+        new="target[:period] = -100",
+        tests=(f"{TESTS}/test_induction.py",),
+        symptom="the first answer of each repetition is never trained",
+        finder="where the first target stands",
+    ),
 ]
