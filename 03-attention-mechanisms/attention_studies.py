@@ -269,9 +269,7 @@ def mask_gallery(T: int) -> dict[str, Tensor]:
         "dilated": dilated_mask(T, T // 8, 3),
         "strided": strided_mask(T, math.isqrt(T)),
         "block-sparse": block_sparse_mask(layout, 8),
-        "BigBird": bigbird_mask(
-            T, block_size=T // 16, generator=torch.Generator().manual_seed(0)
-        ),
+        "BigBird": bigbird_mask(T, block_size=T // 16, generator=torch.Generator().manual_seed(0)),
         "prefix": prefix_mask(quarter, T),
         "documents, causal": document_mask(documents[None])[0, 0] & causal_mask(T),
     }
@@ -284,9 +282,7 @@ def count_masks(T: int, *, block_size: int) -> dict[str, Any]:
         blocks = mask.view(T // block_size, block_size, T // block_size, block_size)
         needed = blocks.any(dim=3).any(dim=1)
         pairs = allowed_pairs(mask)
-        rows.append(
-            [name, pairs, 100 * pairs / T**2, 100 * (1 - float(needed.float().mean()))]
-        )
+        rows.append([name, pairs, 100 * pairs / T**2, 100 * (1 - float(needed.float().mean()))])
     columns = ["mask", "allowed pairs", "of T², %", "blocks that can be skipped, %"]
     return {
         "masks": {"columns": columns, "rows": rows, "formats": ["", ",d", ".1f", ".1f"]},

@@ -1,0 +1,150 @@
+"""Topic 03 as a program: what attention reads, what it costs, what its maps tell.
+
+    python 03-attention-mechanisms/attention_mechanisms.py            under ten minutes on a CPU
+    python 03-attention-mechanisms/attention_mechanisms.py --smoke    the same in miniature
+
+Writes results.json, from which the README's numbers come, and figures/.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attention_costs import attention_flops, measure_memory, measure_time, projection_flops
+from attention_figures import costs_figure, heads_figure, masks_figure, scale_figure
+from attention_studies import count_masks, mask_gallery, study_heads, study_maps, study_scale
+from lab import format_table, save_figure, script_parser, seed_everything, write_results
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionScale:
+    """How large the experiments are."""
+
+    widths: tuple[int, ...] = (4, 16, 64, 256, 1024)
+    study_rows: int = 4000
+    map_rows: int = 200
+    head_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    head_steps: int = 500
+    seeds: int = 3
+    time_lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    memory_lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
+    rounds: int = 3
+
+
+SMOKE = AttentionScale(
+    widths=(4, 64, 256),
+    study_rows=100,
+    map_rows=5,
+    head_counts=(1, 4),
+    head_steps=5,
+    seeds=2,
+    time_lengths=(32, 64),
+    memory_lengths=(64, 128),
+    rounds=1,
+)
+
+
+def crossing_length(d_model: int) -> dict[str, Any]:
+    """Where scores and mixtures cost as much as the four projections: T = 2 D, causal T ≈ 4 D."""
+    T, heads = 2 * d_model, d_model // 64
+    scores = attention_flops(1, heads, T, T, 64)
+    return {
+        "crossing_d_model": d_model,
+        "crossing_length": T,
+        "crossing_score_gflops": scores / 1e9,
+        "crossing_projection_gflops": projection_flops(1, T, d_model) / 1e9,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all experiments, print their tables, write results.json and figures/."""
+    parser = script_parser(
+        "Measure attention: saturation, masks, heads, maps, time and memory.", default_out=HERE
+    )
+    args = parser.parse_args(argv)
+    seed_everything(args.seed)
+    scale = SMOKE if args.smoke else AttentionScale()
+    figures = Path(args.out) / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    results: dict[str, Any] = {}
+
+    def run(question: str, experiment: Callable[[], dict[str, Any]]) -> None:
+        sys.stdout.write(f"\n{question}\n\n")
+        sys.stdout.flush()
+        new = experiment()
+        results.update(new)
+        for name, value in new.items():
+            if isinstance(value, dict) and "columns" in value:
+                shown = format_table(value["columns"], value["rows"], value.get("formats"))
+                sys.stdout.write(shown + "\n\n")
+            elif isinstance(value, (int, float)):
+                sys.stdout.write(f"{name}: {value:,.4g}\n")
+        sys.stdout.flush()
+
+    run("At which length do scores cost as much as projections?", lambda: crossing_length(768))
+    run("Which pairs does each mask allow?", lambda: count_masks(64, block_size=8))
+    save_figure(masks_figure(mask_gallery(64)), figures / "masks.png")
+    run(
+        "What does 1/√K save?",
+        lambda: study_scale(scale.widths, num_keys=64, rows=scale.study_rows, seed=args.seed),
+    )
+    save_figure(scale_figure(results["scale_detail"]), figures / "scale.png")
+    run(
+        "Can other weights give the same output?",
+        lambda: study_maps(
+            num_keys=(8, 16, 32, 64, 128), width=16, rows=scale.map_rows, seed=args.seed
+        ),
+    )
+    run(
+        "Four lookups at once: how many heads?",
+        lambda: study_heads(
+            scale.head_counts,
+            d_model=64,
+            length=16,
+            offsets=(1, 2, 3, 5),
+            steps=scale.head_steps,
+            seeds=scale.seeds,
+        ),
+    )
+    save_figure(
+        heads_figure(results["heads_detail"], results["heads_offsets"]), figures / "heads.png"
+    )
+    run(
+        "What memory does each back end need?",
+        lambda: measure_memory(
+            scale.memory_lengths, num_heads=8, head_width=64, device=args.device
+        ),
+    )
+    run(
+        "And what time?",
+        lambda: measure_time(
+            scale.time_lengths,
+            num_heads=8,
+            head_width=64,
+            rounds=scale.rounds,
+            device=args.device,
+        ),
+    )
+    save_figure(costs_figure(results["time"], results["memory"]), figures / "costs.png")
+    write_results(
+        Path(args.out) / "results.json",
+        results,
+        command="attention_mechanisms.py" + (" --smoke" if args.smoke else ""),
+        seeds=list(range(scale.seeds)),
+        device=str(args.device),
+        wall_seconds=time.perf_counter() - began,
+    )
+    sys.stdout.write(f"\nresults.json and figures/ are in {args.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
