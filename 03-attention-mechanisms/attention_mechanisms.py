@@ -20,7 +20,7 @@ from attention_figures import costs_figure, heads_figure, masks_figure, scale_fi
 from attention_studies import count_masks, mask_gallery, study_heads, study_maps, study_scale
 from lab import format_table, save_figure, script_parser, seed_everything, write_results
 
-HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def crossing_length(d_model: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Run all experiments, print their tables, write results.json and figures/."""
     parser = script_parser(
-        "Measure attention: saturation, masks, heads, maps, time and memory.", default_out=HERE
+        "Measure attention: saturation, masks, heads, maps, time and memory.", default_out=_HERE
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)

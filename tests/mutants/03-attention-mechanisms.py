@@ -8,6 +8,13 @@ _ATTENTION = "03-attention-mechanisms/attention.py"
 _ATTENTION_TESTS = ("tests/03-attention-mechanisms/test_attention.py",)
 _MASKS = "03-attention-mechanisms/masks.py"
 _MASKS_TESTS = ("tests/03-attention-mechanisms/test_masks.py",)
+_NUMPY = "03-attention-mechanisms/attention_numpy.py"
+_NUMPY_TESTS = ("tests/03-attention-mechanisms/test_attention_numpy.py",)
+_ADDITIVE = "03-attention-mechanisms/additive_attention.py"
+_ADDITIVE_TESTS = ("tests/03-attention-mechanisms/test_additive_attention.py",)
+_STUDIES = "03-attention-mechanisms/attention_studies.py"
+_COSTS = "03-attention-mechanisms/attention_costs.py"
+_STUDIES_TESTS = ("tests/03-attention-mechanisms/test_attention_studies.py",)
 
 MUTANTS = [
     Mutant(
@@ -126,5 +133,113 @@ MUTANTS = [
         tests=_MASKS_TESTS,
         symptom="fewer random blocks than asked for, since some were in the window already",
         finder="the exact count of blocks in each row",
+    ),
+    Mutant(
+        name="the softmax's gradient without its mean",
+        module=_NUMPY,
+        old="    return weights * (d_weights - mean)",
+        new="    return weights * (d_weights - 0.0 * mean)",
+        tests=_NUMPY_TESTS,
+        symptom="training goes the right way, too far, and the scores drift up together",
+        finder="gradients against autograd; the gradients of a row's scores sum to zero",
+    ),
+    Mutant(
+        name="shared keys get the mean of their heads' gradients",
+        module=_NUMPY,
+        old=".sum(axis=2)  # (B, G, S, K)",
+        new=".mean(axis=2)  # (B, G, S, K)",
+        tests=_NUMPY_TESTS,
+        symptom="with grouped heads keys and values learn too slowly",
+        finder="gradients of k and v against autograd at G below H",
+    ),
+    Mutant(
+        name="the scale is lost on the way back",
+        module=_NUMPY,
+        old="d_k = trace.scale * (",
+        new="d_k = (",
+        tests=_NUMPY_TESTS,
+        symptom="keys learn faster than queries, by a factor of √K",
+        finder="gradients against autograd",
+    ),
+    Mutant(
+        name="only two of three projections reach x",
+        module=_NUMPY,
+        old="            return d_x + d_source, None, d.bias",
+        new="            return d_source, None, d.bias",
+        tests=_NUMPY_TESTS,
+        symptom="layers below learn from keys and values alone",
+        finder="the gradient at the input of self-attention",
+    ),
+    Mutant(
+        name="the online sum is not corrected",
+        module=_NUMPY,
+        old="mixed = mixed * shrink + terms",
+        new="mixed = mixed + terms",
+        tests=_NUMPY_TESTS,
+        symptom="right for short texts, wrong as soon as a later block holds the maximum",
+        finder="blocks of any size against full attention",
+    ),
+    Mutant(
+        name="causal from the start",
+        module=_NUMPY,
+        old="np.tril(allowed, S - T)",
+        new="np.tril(allowed)",
+        tests=_NUMPY_TESTS,
+        symptom="right where T = S, blind with a cache",
+        finder="parity at T below S",
+    ),
+    Mutant(
+        name="padding takes part in the alignment",
+        module=_ADDITIVE,
+        old="softmax(scores.masked_fill(~keep, lowest))",
+        new="softmax(scores)",
+        tests=_ADDITIVE_TESTS,
+        symptom="translations of short sentences get worse in batches with long ones",
+        finder="weights over the real places, place by place",
+    ),
+    Mutant(
+        name="additive score without its tanh",
+        module=_ADDITIVE,
+        old="self.score(torch.tanh(hidden))",
+        new="self.score(hidden)",
+        tests=_ADDITIVE_TESTS,
+        symptom="all queries get one alignment: the query adds the same to every score",
+        finder="the formula, place by place",
+    ),
+    Mutant(
+        name="error rate counts found pairs only",
+        module=_ADDITIVE,
+        old="total += len(pairs) + len(certain)",
+        new="total += 2 * len(pairs)",
+        tests=_ADDITIVE_TESTS,
+        symptom="a model that aligns one word rightly and no other is perfect",
+        finder="one minus F₁ on random sets",
+    ),
+    Mutant(
+        name="the end mark counts as a word",
+        module=_ADDITIVE,
+        old="weights[:num_target, :num_source].argmax",
+        new="weights[:num_target].argmax",
+        tests=_ADDITIVE_TESTS,
+        symptom="alignments point at a word that is not there",
+        finder="a sentence whose largest weight is on the end mark",
+    ),
+    Mutant(
+        name="look back by one too few",
+        module=_STUDIES,
+        old="ids[:, :-offset]",
+        new="ids[:, 1 : 1 - offset or None]",
+        tests=_STUDIES_TESTS,
+        symptom="accuracies are too good for the number of heads",
+        finder="where each target stands",
+    ),
+    Mutant(
+        name="causal FLOPs forget the diagonal",
+        module=_COSTS,
+        old="T * (2 * S - T + 1) // 2",
+        new="T * (2 * S - T - 1) // 2",
+        tests=_STUDIES_TESTS,
+        symptom="utilisation looks a little too low on short sequences",
+        finder="the count of pairs, query by query",
     ),
 ]
