@@ -7,7 +7,7 @@ decay to zero, clipping, and held-out text scored in bits per byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +141,7 @@ def _byte_ids(text: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
 
 
-def _joined(documents: Sequence[Document], limit: int, seed: int) -> bytes:
+def _joined(documents: Iterable[Document], limit: int, seed: int) -> bytes:
     ordered = list(documents)
     order = np.random.default_rng(seed).permutation(len(ordered))
     text = bytearray()

@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         return new
 
     run("Characters or subwords?", compare)
-    run("What does sampling trade?", lambda: measure_sampling(*trained, scale))
+    run("What does sampling trade?", lambda: measure_sampling(trained[0], trained[1], scale))
     run("What does the KV cache save?", lambda: measure_cache(scale))
     save_figure(cache_figure(results["cache"]["rows"]), figures / "cache.png")
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 
 from brief_training import (
     Texts,
@@ -176,7 +176,11 @@ def compare_residual_scaling(scale: Scale) -> dict[str, Any]:
                         if name.endswith(("out_proj.weight", "down.weight")):
                             parameter.mul_(math.sqrt(2 * layers))
             seen: list[Tensor] = []
-            model.final_norm.register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
+
+            def see(module: nn.Module, args: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
+                seen.append(args[0])
+
+            model.final_norm.register_forward_pre_hook(see)
             with torch.no_grad():
                 model(ids)
             deviations.append(float(seen[0].std()))
@@ -432,7 +436,8 @@ def _words(text: str) -> list[str]:
 
 def _median_ms(call, *, rounds: int = 9) -> float:
     """Median milliseconds of a call, after two that are not counted."""
-    call(), call()
+    for _ in range(2):
+        call()
     times = []
     for _ in range(rounds):
         began = time.perf_counter()

@@ -9,6 +9,7 @@ before it*; a later head can then look for the position whose "token before" is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def head_maps(model: GPT, ids: Tensor) -> list[Tensor]:
         maps.append(weights)
         return weights @ v
 
-    attentions = [block.attention for block in model.blocks]
+    attentions: list[Any] = [block.attention for block in model.blocks]
     before = [attention.attend for attention in attentions]
     try:
         for attention in attentions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,13 @@ def _softmax_twice(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(model(ids).softmax(dim=-1), targets)
 
 
+def _blocks(model: GPT) -> list[Any]:
+    """The blocks, as what can be tampered with."""
+    return list(model.blocks)
+
+
 def _attend_with(model: GPT, attend: Callable[..., Tensor]) -> None:
-    for block in model.blocks:
+    for block in _blocks(model):
         block.attention.attend = attend
 
 
@@ -132,7 +138,7 @@ def _cut_heads_across_positions(model: GPT) -> None:
         out = self.attend(q, k, v, causal=causal)  # (B, H, T, K)
         return self.out_proj(out.reshape(B, T, -1))
 
-    for block in model.blocks:
+    for block in _blocks(model):
         block.attention.forward = MethodType(forward, block.attention)
 
 
@@ -146,7 +152,7 @@ def _rescale_embeddings(model: GPT, factor: float) -> None:
 
 
 def _drop_residual(model: GPT) -> None:
-    for block in model.blocks:
+    for block in _blocks(model):
         block._add = MethodType(lambda self, x, update, norm: update, block)
 
 
@@ -156,11 +162,11 @@ def _drop_final_norm(model: GPT) -> None:
 
 def _detach_attention(model: GPT) -> None:
     """The sublayer's output is added, but no gradient reaches its weights."""
-    for block in model.blocks:
+    for block in _blocks(model):
         block.attention.register_forward_hook(lambda module, args, out: out.detach())
 
 
 def _kill_feed_forward(model: GPT) -> None:
     """A bias so negative that no unit of the hidden layer is ever active."""
-    for block in model.blocks:
+    for block in _blocks(model):
         block.feed_forward.up.bias.data.fill_(-20.0)

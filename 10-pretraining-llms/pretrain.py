@@ -29,7 +29,14 @@ from corpora import CorpusError
 from lab import pick_device, seed_everything
 from pretrain_run import run_pretraining
 from process_group import ProcessGroup
-from run_folder import RunError, RunFolder, RunSettings, free_run_folder, latest_unfinished_run
+from run_folder import (
+    Architecture,
+    RunError,
+    RunFolder,
+    RunSettings,
+    free_run_folder,
+    latest_unfinished_run,
+)
 from run_presets import DEFAULT_PRESETS, RUN_PRESETS
 from text_generation import SamplingConfig
 
@@ -182,7 +189,7 @@ def complete_settings(given: dict[str, object]) -> RunSettings:
     Raises: RunError where a value is unknown or out of range.
     """
     smoke = bool(given.get("smoke", False))
-    arch = str(given.get("arch", "modern"))
+    arch: Architecture = "gpt2" if given.get("arch") == "gpt2" else "modern"
     name = str(given.get("preset", "smoke" if smoke else DEFAULT_PRESETS[arch]))
     presets = RUN_PRESETS[arch]
     if name not in presets:

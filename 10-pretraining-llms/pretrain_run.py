@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -89,7 +91,9 @@ def run_pretraining(
         processes=processes,
     )
     train(folder, plan, data, step, processes, say=say)
-    finished = FinishedRun(model=step.model, tokenizer=data.tokenizer, bits_per_byte=float("nan"))
+    finished = FinishedRun(
+        model=cast("GPT | Llama", step.model), tokenizer=data.tokenizer, bits_per_byte=math.nan
+    )
     if processes.is_first:
         finished = finish(folder, plan, data, step, config, say=say, command=command, began=began)
     processes.from_first(lambda: None)  # nobody leaves while the first still writes

@@ -25,12 +25,13 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from lab import atomic_write
 
+Architecture = Literal["modern", "gpt2"]
 RUN_FILE = "run.json"
 RUN_FORMAT = 1
 
@@ -51,7 +52,7 @@ class RunSettings:
     """
 
     corpus: str
-    arch: str
+    arch: Architecture
     preset: str
     vocab_size: int
     context: int

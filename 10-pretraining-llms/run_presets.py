@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -12,9 +11,8 @@ from hf_weights import GPT2_FAMILY
 from llama import QWEN3_FAMILY, Llama, LlamaConfig, llama_preset
 from lr_schedules import Schedule, cosine, trapezoid
 from optimizers import AdamW, CombinedOptimizer, Muon, parameter_groups
+from run_folder import Architecture
 from weight_rules import Family
-
-Architecture = Literal["modern", "gpt2"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,8 @@ def test_a_leak_names_the_two_positions(batch):
 
 def test_silent_parameters_are_named(batch):
     model = healthy()
-    model.blocks[1].feed_forward.up.weight.requires_grad_(False)
+    block: Any = model.blocks[1]
+    block.feed_forward.up.weight.requires_grad_(False)
     report = gradient_flow(model, *batch)
     assert not report.ok
     assert "blocks.1.feed_forward.up.weight" in report.message

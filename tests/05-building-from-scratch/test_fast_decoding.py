@@ -53,8 +53,8 @@ def test_same_tokens_cached_and_ragged(build):
 
 def test_the_joint_product_is_computed_once_for_one_input_and_never_for_another():
     model = small_gpt(bias=True)
-    fast = decoding_copy(model, threads=2)
-    ours, theirs = fast.blocks[0].attention, model.blocks[0].attention
+    copied, original = list[Any](decoding_copy(model, threads=2).blocks), list[Any](model.blocks)
+    ours, theirs = copied[0].attention, original[0].attention
     x, y = torch.randn(2, 1, 4, 36, generator=torch.Generator().manual_seed(1))
     assert torch.equal(ours.q_proj(x), ours.q_proj(x))
     for asked in (x, y, x):  # also in an order that no attention has

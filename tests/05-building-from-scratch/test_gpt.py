@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_a_fresh_model_has_the_stated_spread(layers):
     )
     model = GPT(config, generator=torch.Generator().manual_seed(0))
     branch = 0.02 / math.sqrt(2 * layers)
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
     for weight, std in (
         (model.token_embedding.weight, 0.02),
         (block.attention.q_proj.weight, 0.02),

@@ -106,7 +106,7 @@ def test_beam_tokens_are_those_of_transformers(
 
 def test_beams_are_the_same_without_a_cache(ours):
     rows = prompts(4, 7, seed=2)
-    options = {"num_beams": 3, "max_new_tokens": 8, "eos_id": EOS}
+    options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 8, "eos_id": EOS}
     one, two = (beam_search(ours, rows, use_cache=c, **options) for c in (True, False))
     assert [[b.ids for b in best] for best in one] == [[b.ids for b in best] for best in two]
 
@@ -136,7 +136,7 @@ def test_beams_are_the_same_without_a_cache(ours):
 def test_the_rules_cut_what_those_of_transformers_cut(config, processors):
     logits = 2.5 * torch.randn(6, V, generator=torch.Generator().manual_seed(1))
     previous = torch.randint(V, (6, 9), generator=torch.Generator().manual_seed(2))
-    expected = LogitsProcessorList(processors)(previous, logits.clone())
+    expected = LogitsProcessorList(processors)(previous, logits.clone())  # type: ignore[arg-type]
     actual = warp_logits(logits, config, previous=previous)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 

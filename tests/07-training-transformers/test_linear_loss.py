@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,7 +118,13 @@ def test_no_tensor_of_the_size_of_the_logits_is_made() -> None:
     assert fused.elements <= 8 * 256 * 4096 // 4
 
 
-_SHAPE = {"vocab_size": 61, "d_model": 24, "num_heads": 3, "num_layers": 2, "max_seq_len": 16}
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 61,
+    "d_model": 24,
+    "num_heads": 3,
+    "num_layers": 2,
+    "max_seq_len": 16,
+}
 _MODELS = {
     "gpt": lambda: GPT(GPTConfig(**_SHAPE)),
     "untied": lambda: GPT(GPTConfig(**_SHAPE, tie_embeddings=False)),

@@ -365,7 +365,10 @@ def test_closures_run_once_with_gradients_enabled() -> None:
         (lambda p: Muon([p], momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
         (lambda p: Muon([p], ns_steps=0), "ns_steps must be at least 1, got 0"),
         (lambda p: Muon([p], ns_coefficients=(1.0, 2.0)), "ns_coefficients"),
-        (lambda p: Muon([p], adjust_lr="sqrt"), "adjust_lr must be a known rule"),
+        (
+            lambda p: Muon([p], adjust_lr="sqrt"),  # type: ignore[arg-type]
+            "adjust_lr must be a known rule",
+        ),
         (lambda p: Muon([nn.Parameter(torch.ones(4))]), r"matrices .* got shape \(4,\)"),
         (lambda p: newton_schulz(torch.ones(4)), r"matrices .* got \(4,\)"),
         (lambda p: CombinedOptimizer(), "at least one"),
