@@ -1,0 +1,129 @@
+"""Topic 01 as a program: derivatives by machine, networks by hand, and what numbers a computer has.
+
+    python 01-prerequisites/prerequisites.py            some minutes on a CPU
+    python 01-prerequisites/prerequisites.py --smoke    the same in miniature
+
+Writes results.json, from which the README's numbers come, and figures/.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digits_data import load_digit_images
+from floating_point import FORMATS, round_to_format
+from lab import format_table, save_figure, script_parser, seed_everything, write_results
+from linear_algebra import low_rank
+from neural_network import MLPConfig
+from prerequisites_experiments import (
+    DEFAULT_FOUNDATIONS,
+    SMOKE_FOUNDATIONS,
+    compare_engine,
+    compare_initialisations,
+    compare_optimizers,
+    compare_three_networks,
+    compress_digits,
+    count_xor_solved,
+    measure_rounding,
+    time_products,
+    train_digits,
+)
+from prerequisites_figures import (
+    differences_figure,
+    digits_figure,
+    formats_figure,
+    paths_figure,
+    products_figure,
+    signals_figure,
+    spectrum_figure,
+)
+
+HERE = Path(__file__).resolve().parent
+
+
+def rounding_by_size() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each format: magnitudes (M,), and the median relative error of rounding there."""
+    rng = np.random.default_rng(0)
+    sizes = 2.0 ** np.arange(-30, 20)
+    found = {}
+    for fmt in FORMATS:
+        x = sizes[:, None] * rng.uniform(1, 2, size=(len(sizes), 400))  # (M, 400)
+        relative = np.abs(round_to_format(x, fmt) - x) / x
+        found[fmt.name] = sizes, np.median(relative, axis=1)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all experiments, print their tables, write results.json and figures/."""
+    parser = script_parser(
+        "Derivatives by machine, networks by hand, and what numbers a computer has.",
+        default_out=HERE,
+    )
+    args = parser.parse_args(argv)
+    seed_everything(args.seed)
+    scale = SMOKE_FOUNDATIONS if args.smoke else DEFAULT_FOUNDATIONS
+    figures = Path(args.out) / "figures"
+    began = time.perf_counter()
+    results: dict[str, Any] = {}
+    config = MLPConfig(sizes=(64, 128, 10))
+    sys.stdout.write(
+        f"{scale.graphs:,} random graphs; {scale.xor_seeds} seeds of XOR; digits: "
+        f"{config.num_parameters:,} parameters, {scale.digit_steps:,} steps, batches of 64, "
+        f"{scale.digit_seeds} seeds, {6 * config.num_parameters * 64 / 1e6:.1f} MFLOP a step\n"
+    )
+
+    def run(question: str, experiment: Callable[[], dict[str, Any]]) -> None:
+        sys.stdout.write(f"\n{question}\n\n")
+        sys.stdout.flush()
+        new = experiment()
+        results.update(new)
+        for name, value in new.items():
+            if isinstance(value, dict) and "columns" in value:
+                shown = format_table(value["columns"], value["rows"], value.get("formats"))
+                sys.stdout.write(shown + "\n\n")
+            elif isinstance(value, (int, float)):
+                sys.stdout.write(f"{name}: {value:,.4g}\n")
+        sys.stdout.flush()
+
+    run("Are our gradients PyTorch's?", lambda: compare_engine(scale))
+    run("One network three ways: the same weights?", lambda: compare_three_networks(scale))
+    run("How many hidden units does XOR need?", lambda: count_xor_solved(scale))
+    run("Handwritten digits, gradients by hand", lambda: train_digits(scale)[0])
+    run("How should a network begin?", lambda: compare_initialisations(scale))
+    run("Which way down?", lambda: compare_optimizers(scale))
+    run("What is a matrix product worth?", lambda: time_products(scale))
+    run("What do 32, 16 and 8 bits hold?", lambda: measure_rounding(scale))
+    run("How many directions do the digits have?", lambda: compress_digits(scale))
+
+    save_figure(differences_figure(results["differences"]), figures / "differences.png")
+    save_figure(digits_figure(results["digits_curves"], scale.digit_steps), figures / "digits.png")
+    save_figure(signals_figure(results["starts_signals"]), figures / "signals.png")
+    save_figure(paths_figure(results["optimizers_paths"]), figures / "paths.png")
+    save_figure(products_figure(results["products"]["rows"]), figures / "products.png")
+    save_figure(formats_figure(rounding_by_size()), figures / "formats.png")
+    x = load_digit_images(seed=0).train_x
+    images = np.stack([low_rank(x, rank)[3].reshape(8, 8) for rank in (2, 5, 10, 20, 64)])
+    save_figure(spectrum_figure(results["singular_values"], images), figures / "spectrum.png")
+    # Drawn, not quoted: the file stays readable.
+    for name in ("optimizers_paths", "digits_curves", "singular_values"):
+        del results[name]
+    write_results(
+        Path(args.out) / "results.json",
+        results,
+        command="prerequisites.py" + (" --smoke" if args.smoke else ""),
+        seeds=list(range(scale.digit_seeds)),
+        device="cpu",
+        wall_seconds=time.perf_counter() - began,
+    )
+    sys.stdout.write(f"\nresults.json and figures/ are in {args.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
