@@ -246,7 +246,8 @@ def steps_to_reach(path: NDArray[Any], surface: Surface, tolerance: float = 1e-2
 
     path: (steps + 1, 2).
     """
-    distance = np.linalg.norm(path - np.array(surface.minimum), axis=-1)  # (steps + 1,)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a walk that diverged
+        distance = np.linalg.norm(path - np.array(surface.minimum), axis=-1)  # (steps + 1,)
     outside = np.flatnonzero(~(distance <= tolerance))
     first = int(outside[-1]) + 1 if outside.size else 0
     return first if first < len(path) else None

@@ -86,7 +86,7 @@ class FoundationScale:
 
 DEFAULT_FOUNDATIONS = FoundationScale(
     graphs=20_000,
-    difference_graphs=100,
+    difference_graphs=30,
     twin_steps=500,
     xor_seeds=100,
     xor_steps=300,
@@ -295,10 +295,14 @@ def compare_optimizers(scale: FoundationScale) -> dict[str, Any]:
         for which, surface in surfaces.items():
             best: tuple[float, float] = (float("inf"), grid[0])
             for lr in grid:
-                path = descend(lambda p, lr=lr: kind(p, lr=lr), surface, steps=scale.walk_steps)
+                path = descend(
+                    lambda p, lr=lr, kind=kind: kind(p, lr=lr), surface, steps=scale.walk_steps
+                )
                 reached = steps_to_reach(path, surface)
                 best = min(best, (float("inf") if reached is None else reached, lr))
-            path = descend(lambda p, lr=best[1]: kind(p, lr=lr), surface, steps=scale.walk_steps)
+            path = descend(
+                lambda p, lr=best[1], kind=kind: kind(p, lr=lr), surface, steps=scale.walk_steps
+            )
             shown = int(min(best[0], scale.walk_steps))
             paths[which][name] = path[: shown + 1][:: max(1, shown // 300)].tolist()
             row.append(f"{best[0]:,.0f}" if np.isfinite(best[0]) else "not reached")
@@ -384,9 +388,9 @@ def measure_rounding(scale: FoundationScale) -> dict[str, Any]:
             ]
         )
     columns = ["format", "largest", "smallest normal", "ε", "digits", "median error", "0.1 is"]
-    steps = np.full(10_000 if scale.rounds > 2 else 600, 1e-3)
+    steps = np.array([1.0, *[1e-3] * (1000 if scale.rounds > 2 else 100)])
     sums = [
-        [fmt.name, 1.0 + running_sum(steps, fmt), 1.0 + compensated_sum(steps, fmt)]
+        [fmt.name, running_sum(steps, fmt), compensated_sum(steps, fmt)]
         for fmt in (FP32, FP16, BF16)
     ]
     variances = []
@@ -403,7 +407,7 @@ def measure_rounding(scale: FoundationScale) -> dict[str, Any]:
             "rows": sums,
             "formats": ["", ".4f", ".4f"],
         },
-        "sums_terms": len(steps),
+        "sums_terms": len(steps) - 1,
         "variances": {
             "columns": ["mean", "E[x²] − E[x]²", "two passes", "in fp64"],
             "rows": variances,

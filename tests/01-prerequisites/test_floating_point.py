@@ -112,7 +112,7 @@ def test_roots():
 
 
 BAD = {
-    "exponent": (lambda: FloatFormat(name="", exponent_bits=1, mantissa_bits=2), ValueError, "2 ex"),
+    "bits": (lambda: FloatFormat(name="", exponent_bits=1, mantissa_bits=2), ValueError, "2 expo"),
     "words": (lambda: round_to_format(["a"], FP16), TypeError, "real numbers"),
     "no numbers": (lambda: textbook_variance(np.zeros(0)), ValueError, "no numbers"),
     "no numbers here": (lambda: two_pass_variance(np.zeros(0)), ValueError, "no numbers"),
