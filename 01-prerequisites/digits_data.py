@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsSplit:
-    """Images (N, 64) of mean near 0, and classes (N,) 0 to 9, apart for training and testing."""
+    """Images (N, 64) of mean near 0, and classes (N,) 0 to 9, apart for training and testing.
+
+    mean: (64,), what was subtracted; an image plus it is ink, 0 to 1.
+    """
 
     train_x: NDArray[np.float64]
     train_y: NDArray[np.int64]
     test_x: NDArray[np.float64]
     test_y: NDArray[np.int64]
+    mean: NDArray[np.float64]
 
 
 def load_digit_images(*, seed: int = 0, test_share: float = 0.2) -> DigitsSplit:
@@ -41,7 +45,11 @@ def load_digit_images(*, seed: int = 0, test_share: float = 0.2) -> DigitsSplit:
     cut = round(len(y) * (1 - test_share))
     mean = x[:cut].mean(axis=0)
     return DigitsSplit(
-        train_x=x[:cut] - mean, train_y=y[:cut], test_x=x[cut:] - mean, test_y=y[cut:]
+        train_x=x[:cut] - mean,
+        train_y=y[:cut],
+        test_x=x[cut:] - mean,
+        test_y=y[cut:],
+        mean=mean,
     )
 
 

@@ -107,9 +107,11 @@ def main(argv: list[str] | None = None) -> int:
     save_figure(paths_figure(results["optimizers_paths"]), figures / "paths.png")
     save_figure(products_figure(results["products"]["rows"]), figures / "products.png")
     save_figure(formats_figure(rounding_by_size()), figures / "formats.png")
-    x = load_digit_images(seed=0).train_x
-    images = np.stack([low_rank(x, rank)[3].reshape(8, 8) for rank in (2, 5, 10, 20, 64)])
-    save_figure(spectrum_figure(results["singular_values"], images), figures / "spectrum.png")
+    digits, ranks = load_digit_images(seed=0), (1, 2, 5, 10, 20, 64)
+    copies = [digits.mean + low_rank(digits.train_x, rank)[3] for rank in ranks]
+    images = np.stack(copies).reshape(-1, 8, 8)
+    picture = spectrum_figure(results["singular_values"], images, ranks)
+    save_figure(picture, figures / "spectrum.png")
     # Drawn, not quoted: the file stays readable.
     for name in ("optimizers_paths", "digits_curves", "singular_values"):
         del results[name]

@@ -285,7 +285,7 @@ def compare_optimizers(scale: FoundationScale) -> dict[str, Any]:
     """Steps to the minimum on three surfaces, and loss on the digits, each at its best lr of a
     grid.
     """
-    grid = [10.0 ** (k / 4) for k in range(-16, 3)]
+    grid = [10.0 ** (k / 4) for k in range(-16, 5)]
     surfaces = {"ravine": quadratic_bowl(100.0), "rosenbrock": rosenbrock(), "saddle": saddle()}
     digits = load_digit_images(seed=0)
     config = MLPConfig(sizes=(64, 128, 10))
@@ -333,7 +333,7 @@ def time_products(scale: FoundationScale) -> dict[str, Any]:
     for size in progress(scale.matmul_sizes, desc="products", unit="size"):
         a, b = rng.normal(size=(2, size, size)).astype(np.float32)
         ta, tb = torch.from_numpy(a), torch.from_numpy(b)
-        repeats = max(1, 2**21 // size**3)
+        repeats = max(3, 2**26 // size**3)
         contestants = {
             "numpy": lambda a=a, b=b, n=repeats: [a @ b for _ in range(n)],
             "torch": lambda a=ta, b=tb, n=repeats: [a @ b for _ in range(n)],

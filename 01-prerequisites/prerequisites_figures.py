@@ -20,7 +20,8 @@ def differences_figure(points: Sequence[Sequence[float]]) -> Figure:
     figure, axes = new_figure(width=5.8, height=3.8)
     steps, errors = np.array(points).T
     axes.loglog(steps, errors, "o-", color=PALETTE[0], ms=4, label="measured")
-    axes.loglog(steps, steps**2, "--", color=PALETTE[1], label="h²: the curve bends")
+    bend = errors[0] * (steps / steps[0]) ** 2
+    axes.loglog(steps, bend, "--", color=PALETTE[1], label="∝ h²: the curve bends")
     axes.loglog(steps, 1e-16 / steps, ":", color=PALETTE[2], label="10⁻¹⁶ / h: rounding")
     axes.set(
         title="How wrong finite differences are",
@@ -104,17 +105,20 @@ def products_figure(rows: Sequence[Sequence[Any]]) -> Figure:
     return figure
 
 
-def spectrum_figure(singular_values: Sequence[float], images: NDArray[Any]) -> Figure:
+def spectrum_figure(
+    singular_values: Sequence[float], images: NDArray[Any], ranks: Sequence[int]
+) -> Figure:
     """Singular values, and one image from few directions and from all.
 
-    images: (R, 8, 8), the same image at growing rank.
+    images: (R, 8, 8), the same image at each of the R ranks, 0 for paper and 1 for ink.
     """
     figure, row = new_figure(1 + len(images), width=2.2 + 1.7 * len(images) + 2.4, height=2.8)
     values = np.array(singular_values)
     row[0].semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-3), color=PALETTE[0])
     row[0].set(title="singular values", xlabel="direction")
-    for axes, image in zip(row[1:], images, strict=True):
-        axes.imshow(image, cmap="gray_r")
+    for axes, image, rank in zip(row[1:], images, ranks, strict=True):
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        axes.set(title=f"rank {rank}")
         axes.set_axis_off()
     return figure
 
