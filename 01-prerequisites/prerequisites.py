@@ -72,10 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     results: dict[str, Any] = {}
     config = MLPConfig(sizes=(64, 128, 10))
+    mflop = 6 * config.num_parameters * 64 / 1e6
     sys.stdout.write(
         f"{scale.graphs:,} random graphs; {scale.xor_seeds} seeds of XOR; digits: "
         f"{config.num_parameters:,} parameters, {scale.digit_steps:,} steps, batches of 64, "
-        f"{scale.digit_seeds} seeds, {6 * config.num_parameters * 64 / 1e6:.1f} MFLOP a step\n"
+        f"{scale.digit_seeds} seeds, at most {mflop:.1f} MFLOP a step\n"
     )
 
     def run(question: str, experiment: Callable[[], dict[str, Any]]) -> None:

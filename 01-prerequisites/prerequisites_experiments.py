@@ -185,6 +185,9 @@ def compare_three_networks(scale: FoundationScale) -> dict[str, Any]:
         "twins": {"columns": columns, "rows": rows, "formats": ["", ".1e", ".0f"]},
         "twins_steps": scale.twin_steps,
         "twins_parameters": config.num_parameters,
+        "twins_hand_us": rows[0][2],
+        # Forward, the weights' gradients, and the hidden layer's; nobody asks for the input's.
+        "twins_hand_gflops": 2 * 64 * (2 * 64 * 128 + 3 * 128 * 10) / rows[0][2] / 1e3,
     }
 
 
@@ -413,6 +416,7 @@ def measure_rounding(scale: FoundationScale) -> dict[str, Any]:
             "rows": variances,
             "formats": [",.0f", ".4f", ".4f", ".4f"],
         },
+        "variances_count": 100_000,
         "root_textbook": naive[0],
         "root_stable": stable[0],
         "root_exact": exact_root,
