@@ -151,126 +151,130 @@ def _their_cross_entropy(x: Tensor, targets: NDArray[Any], reduction: str) -> Te
     return F.cross_entropy(x.movedim(-1, 1), wanted, reduction=reduction)
 
 
-OPERATIONS: dict[str, Operation] = {
-    "neg": Operation(arity=1, ours=lambda x: -x, theirs=lambda x: -x),
-    "exp": Operation(arity=1, ours=Variable.exp, theirs=torch.exp),
-    "log": Operation(arity=1, ours=Variable.log, theirs=torch.log, settings=_positive),
-    "sqrt": Operation(arity=1, ours=Variable.sqrt, theirs=torch.sqrt, settings=_positive),
-    "sin": Operation(arity=1, ours=Variable.sin, theirs=torch.sin),
-    "tanh": Operation(arity=1, ours=Variable.tanh, theirs=torch.tanh),
-    "sigmoid": Operation(arity=1, ours=Variable.sigmoid, theirs=torch.sigmoid),
-    "relu": Operation(arity=1, ours=Variable.relu, theirs=torch.relu, smooth=False),
-    "abs": Operation(arity=1, ours=Variable.abs, theirs=torch.abs, smooth=False),
-    "gelu": Operation(arity=1, ours=Variable.gelu, theirs=F.gelu),
-    "gelu by tanh": Operation(
-        arity=1,
-        ours=lambda x: x.gelu("tanh"),
-        theirs=lambda x: F.gelu(x, approximate="tanh"),
-    ),
-    "square": Operation(arity=1, ours=lambda x: x**2, theirs=lambda x: x**2),
-    "cube": Operation(arity=1, ours=lambda x: x**3, theirs=lambda x: x**3),
-    "inverse": Operation(
-        arity=1, ours=lambda x: 1.0 / x, theirs=lambda x: 1.0 / x, settings=_positive
-    ),
-    "add": Operation(
-        arity=2, ours=lambda a, b: a + b, theirs=lambda a, b: a + b, settings=_broadcastable
-    ),
-    "sub": Operation(
-        arity=2, ours=lambda a, b: a - b, theirs=lambda a, b: a - b, settings=_broadcastable
-    ),
-    "mul": Operation(
-        arity=2, ours=lambda a, b: a * b, theirs=lambda a, b: a * b, settings=_broadcastable
-    ),
-    "div": Operation(
-        arity=2, ours=lambda a, b: a / b, theirs=lambda a, b: a / b, settings=_divisible
-    ),
-    "maximum": Operation(
-        arity=2,
-        ours=Variable.maximum,
-        theirs=torch.maximum,
-        settings=_broadcastable,
-        smooth=False,
-    ),
-    "matmul": Operation(
-        arity=2, ours=lambda a, b: a @ b, theirs=lambda a, b: a @ b, settings=_matrices
-    ),
-    "sum": Operation(arity=1, ours=Variable.sum, theirs=torch.sum, settings=_some_axes),
-    "mean": Operation(arity=1, ours=Variable.mean, theirs=torch.mean, settings=_some_axes),
-    "var": Operation(
-        arity=1,
-        ours=Variable.var,
-        theirs=lambda x, axis, keepdims: x.var(axis, correction=0, keepdim=keepdims),
-        settings=_some_axes,
-    ),
-    "max": Operation(
-        arity=1,
-        ours=Variable.max,
-        theirs=lambda x, axis, keepdims: x.amax(axis, keepdim=keepdims),
-        settings=_some_axes,
-        smooth=False,
-    ),
-    "log_sum_exp": Operation(
-        arity=1,
-        ours=Variable.log_sum_exp,
-        theirs=lambda x, axis: x.logsumexp(axis),
-        settings=_axis,
-    ),
-    "reshape": Operation(
-        arity=1,
-        ours=lambda x, shape: x.reshape(*shape),
-        theirs=lambda x, shape: x.reshape(shape),
-        settings=_new_shape,
-    ),
-    "transpose": Operation(
-        arity=1,
-        ours=lambda x, axes: x.transpose(*axes),
-        theirs=lambda x, axes: x.permute(axes),
-        settings=_order,
-    ),
-    "broadcast": Operation(
-        arity=1,
-        ours=lambda x, shape: x.broadcast_to(*shape),
-        theirs=lambda x, shape: x.broadcast_to(shape),
-        settings=_wider,
-    ),
-    "rows": Operation(
-        arity=1,
-        ours=lambda x, key: x[key],
-        theirs=lambda x, key: x[torch.as_tensor(key)],
-        settings=_rows,
-    ),
-    "slice": Operation(
-        arity=1,
-        ours=lambda x, stop: x[..., :stop],
-        theirs=lambda x, stop: x[..., :stop],
-        settings=_slice,
-    ),
-    "masked_fill": Operation(
-        arity=1,
-        ours=Variable.masked_fill,
-        theirs=lambda x, mask, value: x.masked_fill(torch.as_tensor(mask), value),
-        settings=_mask,
-    ),
-    "concatenate": Operation(
-        arity=2,
-        ours=lambda a, b, axis: Variable.concatenate([a, b], axis),
-        theirs=lambda a, b, axis: torch.cat([a, b], axis),
-        settings=_same_but,
-    ),
-    "softmax": Operation(arity=1, ours=Variable.softmax, theirs=torch.softmax, settings=_axis),
-    "log_softmax": Operation(
-        arity=1, ours=Variable.log_softmax, theirs=torch.log_softmax, settings=_axis
-    ),
-    "cross_entropy": Operation(
-        arity=1, ours=Variable.cross_entropy, theirs=_their_cross_entropy, settings=_targets
-    ),
-    "layer_norm": Operation(
-        arity=3,
-        ours=Variable.layer_norm,
-        theirs=lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], w, b, eps),
-        settings=_norm_inputs,
-    ),
-}
+def _operations() -> dict[str, Operation]:
+    return {
+        "neg": Operation(arity=1, ours=lambda x: -x, theirs=lambda x: -x),
+        "exp": Operation(arity=1, ours=Variable.exp, theirs=torch.exp),
+        "log": Operation(arity=1, ours=Variable.log, theirs=torch.log, settings=_positive),
+        "sqrt": Operation(arity=1, ours=Variable.sqrt, theirs=torch.sqrt, settings=_positive),
+        "sin": Operation(arity=1, ours=Variable.sin, theirs=torch.sin),
+        "tanh": Operation(arity=1, ours=Variable.tanh, theirs=torch.tanh),
+        "sigmoid": Operation(arity=1, ours=Variable.sigmoid, theirs=torch.sigmoid),
+        "relu": Operation(arity=1, ours=Variable.relu, theirs=torch.relu, smooth=False),
+        "abs": Operation(arity=1, ours=Variable.abs, theirs=torch.abs, smooth=False),
+        "gelu": Operation(arity=1, ours=Variable.gelu, theirs=F.gelu),
+        "gelu by tanh": Operation(
+            arity=1,
+            ours=lambda x: x.gelu("tanh"),
+            theirs=lambda x: F.gelu(x, approximate="tanh"),
+        ),
+        "square": Operation(arity=1, ours=lambda x: x**2, theirs=lambda x: x**2),
+        "cube": Operation(arity=1, ours=lambda x: x**3, theirs=lambda x: x**3),
+        "inverse": Operation(
+            arity=1, ours=lambda x: 1.0 / x, theirs=lambda x: 1.0 / x, settings=_positive
+        ),
+        "add": Operation(
+            arity=2, ours=lambda a, b: a + b, theirs=lambda a, b: a + b, settings=_broadcastable
+        ),
+        "sub": Operation(
+            arity=2, ours=lambda a, b: a - b, theirs=lambda a, b: a - b, settings=_broadcastable
+        ),
+        "mul": Operation(
+            arity=2, ours=lambda a, b: a * b, theirs=lambda a, b: a * b, settings=_broadcastable
+        ),
+        "div": Operation(
+            arity=2, ours=lambda a, b: a / b, theirs=lambda a, b: a / b, settings=_divisible
+        ),
+        "maximum": Operation(
+            arity=2,
+            ours=Variable.maximum,
+            theirs=torch.maximum,
+            settings=_broadcastable,
+            smooth=False,
+        ),
+        "matmul": Operation(
+            arity=2, ours=lambda a, b: a @ b, theirs=lambda a, b: a @ b, settings=_matrices
+        ),
+        "sum": Operation(arity=1, ours=Variable.sum, theirs=torch.sum, settings=_some_axes),
+        "mean": Operation(arity=1, ours=Variable.mean, theirs=torch.mean, settings=_some_axes),
+        "var": Operation(
+            arity=1,
+            ours=Variable.var,
+            theirs=lambda x, axis, keepdims: x.var(axis, correction=0, keepdim=keepdims),
+            settings=_some_axes,
+        ),
+        "max": Operation(
+            arity=1,
+            ours=Variable.max,
+            theirs=lambda x, axis, keepdims: x.amax(axis, keepdim=keepdims),
+            settings=_some_axes,
+            smooth=False,
+        ),
+        "log_sum_exp": Operation(
+            arity=1,
+            ours=Variable.log_sum_exp,
+            theirs=lambda x, axis: x.logsumexp(axis),
+            settings=_axis,
+        ),
+        "reshape": Operation(
+            arity=1,
+            ours=lambda x, shape: x.reshape(*shape),
+            theirs=lambda x, shape: x.reshape(shape),
+            settings=_new_shape,
+        ),
+        "transpose": Operation(
+            arity=1,
+            ours=lambda x, axes: x.transpose(*axes),
+            theirs=lambda x, axes: x.permute(axes),
+            settings=_order,
+        ),
+        "broadcast": Operation(
+            arity=1,
+            ours=lambda x, shape: x.broadcast_to(*shape),
+            theirs=lambda x, shape: x.broadcast_to(shape),
+            settings=_wider,
+        ),
+        "rows": Operation(
+            arity=1,
+            ours=lambda x, key: x[key],
+            theirs=lambda x, key: x[torch.as_tensor(key)],
+            settings=_rows,
+        ),
+        "slice": Operation(
+            arity=1,
+            ours=lambda x, stop: x[..., :stop],
+            theirs=lambda x, stop: x[..., :stop],
+            settings=_slice,
+        ),
+        "masked_fill": Operation(
+            arity=1,
+            ours=Variable.masked_fill,
+            theirs=lambda x, mask, value: x.masked_fill(torch.as_tensor(mask), value),
+            settings=_mask,
+        ),
+        "concatenate": Operation(
+            arity=2,
+            ours=lambda a, b, axis: Variable.concatenate([a, b], axis),
+            theirs=lambda a, b, axis: torch.cat([a, b], axis),
+            settings=_same_but,
+        ),
+        "softmax": Operation(arity=1, ours=Variable.softmax, theirs=torch.softmax, settings=_axis),
+        "log_softmax": Operation(
+            arity=1, ours=Variable.log_softmax, theirs=torch.log_softmax, settings=_axis
+        ),
+        "cross_entropy": Operation(
+            arity=1, ours=Variable.cross_entropy, theirs=_their_cross_entropy, settings=_targets
+        ),
+        "layer_norm": Operation(
+            arity=3,
+            ours=Variable.layer_norm,
+            theirs=lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], w, b, eps),
+            settings=_norm_inputs,
+        ),
+    }
+
+
+OPERATIONS: dict[str, Operation] = _operations()
 
 
 def random_graph(seed: int, *, length: int = 12, smooth: bool = False) -> ExpressionGraph:

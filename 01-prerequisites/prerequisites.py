@@ -44,7 +44,7 @@ from prerequisites_figures import (
     spectrum_figure,
 )
 
-HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent
 
 
 def rounding_by_size() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run all experiments, print their tables, write results.json and figures/."""
     parser = script_parser(
         "Derivatives by machine, networks by hand, and what numbers a computer has.",
-        default_out=HERE,
+        default_out=_HERE,
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)

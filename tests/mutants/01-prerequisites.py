@@ -1,4 +1,4 @@
-"""Mutants of topic 01: the laboratory bench, the training loop and the numerics."""
+"""Mutants of topic 01: the laboratory bench, the training loop, numerics, gradients, descent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ _NUMERICS = "01-prerequisites/numerics.py"
 _NUMERICS_TESTS = ("tests/01-prerequisites/test_numerics.py",)
 _LOOP = "01-prerequisites/train_loop.py"
 _LOOP_TESTS = ("tests/01-prerequisites/test_train_loop.py",)
+_ENGINE = "01-prerequisites/autograd_engine.py"
+_ENGINE_TESTS = ("tests/01-prerequisites/test_autograd_engine.py",)
+_NETWORK = "01-prerequisites/neural_network.py"
+_NETWORK_TESTS = ("tests/01-prerequisites/test_neural_network.py",)
+_DESCENT = "01-prerequisites/gradient_descent.py"
+_DESCENT_TESTS = ("tests/01-prerequisites/test_gradient_descent.py",)
+_FLOATS = "01-prerequisites/floating_point.py"
+_FLOATS_TESTS = ("tests/01-prerequisites/test_floating_point.py",)
+_DIGITS = "01-prerequisites/digits_data.py"
 
 MUTANTS = [
     Mutant(
@@ -183,5 +192,176 @@ MUTANTS = [
         tests=_LOOP_TESTS,
         symptom="only one of the callbacks closes its files at the end",
         finder="the order of events of two callbacks",
+    ),
+    Mutant(
+        name="engine-messages-overwritten",
+        module=_ENGINE,
+        old="arrived[id(source)] = part if known is None else known + part",
+        new="arrived[id(source)] = part",
+        tests=_ENGINE_TESTS,
+        symptom="a value used twice gets the gradient of its last use",
+        finder="random graphs beside PyTorch",
+    ),
+    Mutant(
+        name="engine-leaf-gradient-overwritten",
+        module=_ENGINE,
+        old="variable.grad = total.copy() if variable.grad is None else variable.grad + total",
+        new="variable.grad = total.copy()",
+        tests=_ENGINE_TESTS,
+        symptom="gradient accumulation over two batches keeps the second alone",
+        finder="two backward passes",
+    ),
+    Mutant(
+        name="engine-broadcast-size-one-forgotten",
+        module=_ENGINE,
+        old="if n == 1)",
+        new="if n == 0)",
+        tests=_ENGINE_TESTS,
+        symptom="a broadcast column gets the gradient of another shape",
+        finder="random graphs with sizes of one",
+    ),
+    Mutant(
+        name="engine-repeated-rows-once",
+        module=_ENGINE,
+        old="            np.add.at(whole, key, g)",
+        new="            whole[key] += g",
+        tests=_ENGINE_TESTS,
+        symptom="an embedding learns too slowly from words that repeat",
+        finder="rows taken twice",
+    ),
+    Mutant(
+        name="engine-softmax-diagonal-only",
+        module=_ENGINE,
+        old="(self, lambda g: p * (g - (g * p).sum(axis=axis, keepdims=True)))",
+        new="(self, lambda g: p * g)",
+        tests=_ENGINE_TESTS,
+        symptom="attention trains a little worse",
+        finder="random graphs beside PyTorch",
+    ),
+    Mutant(
+        name="engine-layer-norm-variance-constant",
+        module=_ENGINE,
+        old="return (g - g.mean(axis=-1, keepdims=True) - out * along) / scale",
+        new="return (g - g.mean(axis=-1, keepdims=True)) / scale",
+        tests=_ENGINE_TESTS,
+        symptom="deep networks with norms train worse; shapes and losses are right",
+        finder="random graphs beside PyTorch",
+    ),
+    Mutant(
+        name="engine-gelu-slope-without-density",
+        module=_ENGINE,
+        old="lambda: below + x * density",
+        new="lambda: below",
+        tests=_ENGINE_TESTS,
+        symptom="the loss is right and falls more slowly",
+        finder="finite differences",
+    ),
+    Mutant(
+        name="engine-ties-take-all",
+        module=_ENGINE,
+        old="        share /= share.sum(axis=axes, keepdims=True)\n",
+        new="",
+        tests=_ENGINE_TESTS,
+        symptom="after a ReLU the maximum of zeros passes its gradient several times",
+        finder="random graphs beside PyTorch",
+    ),
+    Mutant(
+        name="engine-padding-counts",
+        module=_ENGINE,
+        old='(keep.sum() if reduction == "mean" else 1)',
+        new='(keep.size if reduction == "mean" else 1)',
+        tests=_ENGINE_TESTS,
+        symptom="batches with padding learn more slowly",
+        finder="cross-entropy with ignored targets",
+    ),
+    Mutant(
+        name="network-slope-at-the-wrong-place",
+        module=_NETWORK,
+        old="else 1.0 - h**2",
+        new="else 1.0 - np.tanh(h) ** 2",
+        tests=_NETWORK_TESTS,
+        symptom="the loss falls, a little slower than PyTorch's",
+        finder="three networks, one gradient",
+    ),
+    Mutant(
+        name="network-sum-for-mean",
+        module=_NETWORK,
+        old="        delta /= len(x)\n",
+        new="",
+        tests=_NETWORK_TESTS,
+        symptom="the best learning rate depends on the batch size",
+        finder="three networks, one gradient",
+    ),
+    Mutant(
+        name="network-he-for-the-wrong-side",
+        module=_NETWORK,
+        old='"he": 2 / fan_in,',
+        new='"he": 2 / fan_out,',
+        tests=_NETWORK_TESTS,
+        symptom="wide layers after narrow ones begin too small",
+        finder="the variances of fresh weights",
+    ),
+    Mutant(
+        name="adam-second-moment-uncorrected",
+        module=_DESCENT,
+        old="square = self.squares[index] / (1 - second**self.steps)",
+        new="square = self.squares[index]",
+        tests=_DESCENT_TESTS,
+        symptom="the first hundred steps are wild",
+        finder="step by step beside torch.optim",
+    ),
+    Mutant(
+        name="nesterov-is-momentum",
+        module=_DESCENT,
+        old="return gradient + self.momentum * super()._direction(index, gradient)",
+        new="return super()._direction(index, gradient)",
+        tests=_DESCENT_TESTS,
+        symptom="Nesterov's method is no better than momentum",
+        finder="step by step beside torch.optim",
+    ),
+    Mutant(
+        name="momentum-averages",
+        module=_DESCENT,
+        old="self.momentum * self.velocity[index] + gradient",
+        new="self.momentum * self.velocity[index] + (1 - self.momentum) * gradient",
+        tests=_DESCENT_TESTS,
+        symptom="a learning rate from a paper is ten times too small",
+        finder="step by step beside torch.optim",
+    ),
+    Mutant(
+        name="rounding-halves-up",
+        module=_FLOATS,
+        old="rounded = np.rint(values / spacing) * spacing",
+        new="rounded = np.floor(values / spacing + 0.5) * spacing",
+        tests=_FLOATS_TESTS,
+        symptom="sums of rounded numbers drift upwards",
+        finder="exact halves beside PyTorch's casts",
+    ),
+    Mutant(
+        name="no-subnormals",
+        module=_FLOATS,
+        old="exponent = np.maximum(exponent - 1, 1 - to.bias)",
+        new="exponent = np.maximum(exponent - 1, -to.bias)",
+        tests=_FLOATS_TESTS,
+        symptom="the smallest gradients of fp16 keep a bit that it does not have",
+        finder="every size beside PyTorch's casts",
+    ),
+    Mutant(
+        name="two-pass-in-one",
+        module=_FLOATS,
+        old="((x - x.mean(dtype=x.dtype)) ** 2).mean(dtype=x.dtype)",
+        new="(x**2).mean(dtype=x.dtype) - x.mean(dtype=x.dtype) ** 2",
+        tests=_FLOATS_TESTS,
+        symptom="a variance is wrong, or negative, where the mean is large",
+        finder="a mean of 10,000",
+    ),
+    Mutant(
+        name="test-images-in-the-mean",
+        module=_DIGITS,
+        old="mean = x[:cut].mean(axis=0)",
+        new="mean = x.mean(axis=0)",
+        tests=_NETWORK_TESTS,
+        symptom="the test score is too good by a little",
+        finder="the mean of what was trained on",
     ),
 ]
