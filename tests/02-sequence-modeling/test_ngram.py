@@ -101,6 +101,8 @@ def test_a_bigram_by_hand():
     assert p[2] == pytest.approx((1 - d1) / 4 + backoff * lower[2])
     assert p[4] == pytest.approx(backoff * lower[4])
     assert backoff == pytest.approx(0.45)
+    assert lower.tolist() == pytest.approx([0.4, 0.15, 0.15, 0.15, 0.15])
+    assert p[[1, 4]].tolist() == pytest.approx([0.3175, 0.0675])
 
 
 def test_a_frequent_word_with_one_predecessor_is_not_expected_elsewhere():

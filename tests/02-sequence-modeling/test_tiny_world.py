@@ -253,6 +253,7 @@ def test_duplicates_are_word_for_word_and_named():
     copies = [i for i, story in enumerate(stories) if story.duplicate_of is not None]
     assert 60 < len(copies) < 140
     for i in copies:
+        assert stories[i].duplicate_of < i
         assert stories[i].text == stories[stories[i].duplicate_of].text
     originals = [story.text for story in stories if story.duplicate_of is None]
     assert len(set(originals)) == len(originals)
@@ -324,3 +325,25 @@ def test_impossible_configurations_are_refused(knobs):
 def test_the_world_is_large_enough_to_be_interesting():
     assert len(WORLD.vocabulary) >= 300
     assert isinstance(WORLD.grammar, Grammar)
+
+
+def test_pronouns_and_gifts():
+    """A pronoun is the last one named of that sex; a gift changes hands."""
+    gifts = pronouns = 0
+    for story in WORLD.stories(3000, seed=6):
+        men = [name for name in story.people if name in lexicon.MEN]
+        for number, sentence in enumerate(story.sentences[1:], start=1):
+            given = re.fullmatch(
+                r"(?:[A-Z][\w ]+, )?\w+ (?:gave|handed|passed) the (\w+) to (\w+)\.", sentence
+            )
+            if given:
+                assert story.states[number].things[given[1]] == ("with", given[2])
+                gifts += 1
+            moved = re.fullmatch(r"He (?:went|ran|drove|moved) to the (\w+)\.", sentence)
+            named = [w for w in words(" ".join(story.sentences[:number])) if w in men]
+            plain = not any(" that " in s for s in story.sentences[:number])
+            if moved and len(men) > 1 and plain:
+                assert story.states[number].places[named[-1]] == moved[1]
+                pronouns += 1
+    assert gifts > 3
+    assert pronouns > 20

@@ -1,4 +1,4 @@
-"""Mutants of topic 02: corpora, files as documents, sequence data."""
+"""Mutants of topic 02: corpora, sequence data, tiny world, recurrence, n-grams, coding."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ _FILES = "02-sequence-modeling/text_files.py"
 _FILES_TESTS = ("tests/02-sequence-modeling/test_text_files.py",)
 _DATA = "02-sequence-modeling/sequence_data.py"
 _DATA_TESTS = ("tests/02-sequence-modeling/test_sequence_data.py",)
+_RECURRENT = "02-sequence-modeling/recurrent.py"
+_SEQ2SEQ = "02-sequence-modeling/seq2seq.py"
+_NGRAM = "02-sequence-modeling/ngram.py"
+_CODING = "02-sequence-modeling/arithmetic_coding.py"
+_GRAMMAR = "02-sequence-modeling/tiny_grammar.py"
+_WORLD = "02-sequence-modeling/tiny_world.py"
+_TESTS = "tests/02-sequence-modeling"
 
 MUTANTS = [
     Mutant(
@@ -137,5 +144,131 @@ MUTANTS = [
         tests=_DATA_TESTS,
         symptom="perfect accuracy after ten steps, and none when generating",
         finder="a pair task written out by hand",
+    ),
+    Mutant(
+        name="forget-gate-keeps-what-it-should-drop",
+        module=_RECURRENT,
+        old="c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)",
+        new="c = (1 - torch.sigmoid(f)) * c + torch.sigmoid(i) * torch.tanh(g)",
+        tests=(f"{_TESTS}/test_recurrent.py",),
+        symptom="an LSTM that learns, but no dependency beyond a few steps",
+        finder="outputs against torch.nn.LSTM",
+    ),
+    Mutant(
+        name="gru-mixes-the-wrong-way",
+        module=_RECURRENT,
+        old="((1 - z) * n + z * h)",
+        new="(z * n + (1 - z) * h)",
+        tests=(f"{_TESTS}/test_recurrent.py",),
+        symptom="trains as well, but no other library's weights fit",
+        finder="outputs against torch.nn.GRU",
+    ),
+    Mutant(
+        name="state-carried-with-its-graph",
+        module=_RECURRENT,
+        old="self.state = state.detach()",
+        new="self.state = state",
+        tests=(f"{_TESTS}/test_recurrent.py",),
+        symptom="an error about a freed graph in the second step, or memory that grows",
+        finder="the state between windows asks for no gradient",
+    ),
+    Mutant(
+        name="windows-shifted-by-none",
+        module=_RECURRENT,
+        old="targets = ids[1 : batch_size * length + 1]",
+        new="targets = ids[: batch_size * length]",
+        tests=(f"{_TESTS}/test_recurrent.py",),
+        symptom="the loss goes to zero: the model copies its input",
+        finder="a window written out by hand",
+    ),
+    Mutant(
+        name="state-forgotten-between-pieces",
+        module=_RECURRENT,
+        old="None if state is None else state[i]",
+        new="None",
+        tests=(f"{_TESTS}/test_recurrent.py",),
+        symptom="held-out loss depends on how the text is cut",
+        finder="reading in pieces against reading at once",
+    ),
+    Mutant(
+        name="last-state-of-the-padding",
+        module=_SEQ2SEQ,
+        old="final = forward[rows, lengths - 1]",
+        new="final = forward[:, -1]",
+        tests=(f"{_TESTS}/test_seq2seq.py",),
+        symptom="short sentences translate worse in a batch than alone",
+        finder="a padded row against the row alone",
+    ),
+    Mutant(
+        name="backward-reader-starts-in-the-padding",
+        module=_SEQ2SEQ,
+        old="lengths[:, None] - 1 - places",
+        new="S - 1 - places",
+        tests=(f"{_TESTS}/test_seq2seq.py",),
+        symptom="results depend on who else is in the batch",
+        finder="the bidirectional layer of torch on packed sequences",
+    ),
+    Mutant(
+        name="raw-counts-in-lower-orders",
+        module=_NGRAM,
+        old="counts[gram[1:]] += 1",
+        new="counts[gram[1:]] += longer[gram]",
+        tests=(f"{_TESTS}/test_ngram.py",),
+        symptom="Francisco everywhere: frequent words are expected where they never stood",
+        finder="the formula word for word",
+    ),
+    Mutant(
+        name="discount-not-given-back",
+        module=_NGRAM,
+        old="self.backoff = sum(taken) / total",
+        new="self.backoff = len(taken) / total",
+        tests=(f"{_TESTS}/test_ngram.py",),
+        symptom="perplexity too good or too bad: the probabilities do not add up to one",
+        finder="sums of distributions",
+    ),
+    Mutant(
+        name="pending-bits-with-the-wrong-sign",
+        module=_CODING,
+        old="self._bits.extend(bytes([1 - bit]) * self._pending)",
+        new="self._bits.extend(bytes([bit]) * self._pending)",
+        tests=(f"{_TESTS}/test_arithmetic_coding.py",),
+        symptom="most files come back, one in a few does not",
+        finder="round trips of random shares",
+    ),
+    Mutant(
+        name="checksum-not-compared",
+        module=_CODING,
+        old="if zlib.crc32(data) != checksum:",
+        new="if len(data) != length:",
+        tests=(f"{_TESTS}/test_arithmetic_coding.py",),
+        symptom="a damaged file is decompressed to plausible nonsense",
+        finder="one bit changed in the code",
+    ),
+    Mutant(
+        name="pronoun-means-the-first-of-its-kind",
+        module=_GRAMMAR,
+        old="            self.he = person\n",
+        new="            self.he = person if self.he < 0 else self.he\n",
+        tests=(f"{_TESTS}/test_tiny_world.py",),
+        symptom="stories in which he is somebody else than the reader thinks",
+        finder="the pronoun's referent after a man is named",
+    ),
+    Mutant(
+        name="a-gift-stays-with-the-giver",
+        module=_GRAMMAR,
+        old="things[thing] = ~other",
+        new="things[thing] = ~person",
+        tests=(f"{_TESTS}/test_tiny_world.py",),
+        symptom="questions about who has what are answered wrongly",
+        finder="a gift, and who has it afterwards",
+    ),
+    Mutant(
+        name="duplicates-of-later-stories",
+        module=_WORLD,
+        old="number = original = fate.randrange(number)",
+        new="number = original = fate.randrange(number + 9)",
+        tests=(f"{_TESTS}/test_tiny_world.py",),
+        symptom="a duplicate in the first shard whose original comes later",
+        finder="each copy's original, and that it is earlier",
     ),
 ]
