@@ -137,7 +137,12 @@ class RecurrentLayer(nn.Module):
         return torch.stack(outputs, dim=1), state  # (B, T, H), (S, B, H)
 
     def _forward_fused(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        weights: list[Tensor] = [
+            self.weight_ih_l0,
+            self.weight_hh_l0,
+            self.bias_ih_l0,
+            self.bias_hh_l0,
+        ]
         options = (weights, True, 1, 0.0, self.training, False, True)
         if self.cell == "lstm":
             h, c = state[:1].contiguous(), state[1:].contiguous()
@@ -249,6 +254,9 @@ class TruncatedBPTT:
     The state is carried from window to window, its gradient is not: what happened before the
     window can be remembered but not blamed (Williams and Peng 1990). Gradients are clipped to
     norm `max_norm` (Pascanu et al. 2013), the remedy for those that explode.
+
+    reset_every: the state starts again from zeros every so many windows. Without it a model sees
+        the zero state once in its training, and may read nothing that begins with it.
     """
 
     def __init__(
@@ -258,15 +266,21 @@ class TruncatedBPTT:
         *,
         max_norm: float = 1.0,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        reset_every: int | None = None,
     ) -> None:
+        if reset_every is not None and reset_every < 1:
+            raise ValueError(f"reset_every must be 1 or more, or None, got {reset_every}")
         self.model, self.optimizer, self.max_norm = model, optimizer, max_norm
-        self.scheduler = scheduler
+        self.scheduler, self.reset_every, self.windows = scheduler, reset_every, 0
         self.state: Tensor | None = None
 
     def __call__(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
         inputs, targets = batch
         if self.state is not None and self.state.shape[2] != inputs.shape[0]:
             self.state = None
+        if self.reset_every is not None and self.windows % self.reset_every == 0:
+            self.state = None
+        self.windows += 1
         logits, state = self.model(inputs, self.state)
         self.state = state.detach()  # remembered, not blamed
         loss = cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -133,7 +133,7 @@ def climb_the_ladder(scale: LadderScale) -> tuple[dict[str, Any], RecurrentLM, N
             optimizer, max_lr=4e-3, total_steps=scale.steps + 1
         )
         evaluation = _Evaluation(last, held_ids, max(1, scale.steps // 5))
-        step = TruncatedBPTT(last, optimizer, scheduler=scheduler)
+        step = TruncatedBPTT(last, optimizer, scheduler=scheduler, reset_every=8)
         fit(step, _forever(ids, 16, 64), [evaluation], max_steps=scale.steps)
         curves[cell].append(evaluation.curve)
     assert last is not None

@@ -206,3 +206,18 @@ def test_bad_input_is_refused():
         RecurrentConfig(vocab_size=3, d_model=0)
     with pytest.raises(ValueError, match="at least one window"):
         total_loss(RecurrentLM(RecurrentConfig(vocab_size=3, d_model=2)), [])
+
+
+def test_the_state_starts_again_when_asked():
+    model = RecurrentLM(RecurrentConfig(vocab_size=7, d_model=5, cell="gru"), generator=generator())
+    ids = torch.randint(7, (1 + 4 * 5 * 5,), generator=generator(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = TruncatedBPTT(model, optimizer, reset_every=2)
+    windows = list(continuous_windows(ids, batch_size=4, seq_len=5))
+    for i, window in enumerate(windows):
+        step(window)
+        since = windows[i - i % 2 : i + 1]
+        fresh = model(torch.cat([inputs for inputs, _ in since], dim=1))[1].detach()
+        torch.testing.assert_close(step.state, fresh)
+    with pytest.raises(ValueError, match="reset_every"):
+        TruncatedBPTT(model, optimizer, reset_every=0)

@@ -271,4 +271,13 @@ MUTANTS = [
         symptom="a duplicate in the first shard whose original comes later",
         finder="each copy's original, and that it is earlier",
     ),
+    Mutant(
+        name="state-never-starts-again",
+        module=_RECURRENT,
+        old="self.windows % self.reset_every == 0",
+        new="self.windows == 0",
+        tests=(f"{_TESTS}/test_recurrent.py",),
+        symptom="training loss 1.5 bits, held-out loss 16: no text but the first began at zero",
+        finder="the state after each window against one computed since the last reset",
+    ),
 ]
