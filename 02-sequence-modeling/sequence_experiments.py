@@ -62,7 +62,7 @@ SMALL_LADDER = LadderScale(
 )  # fmt: skip
 
 
-def corpus_bytes(world: TinyWorld, stories: int, *, seed: int) -> bytes:
+def story_bytes(world: TinyWorld, stories: int, *, seed: int) -> bytes:
     """Stories of one seed as a byte string, each closed by a newline."""
     return "".join(f"{story.text}\n" for story in world.stories(stories, seed=seed)).encode()
 
@@ -100,9 +100,9 @@ def _forever(ids: Tensor, batch_size: int, seq_len: int) -> Iterator[tuple[Tenso
 def climb_the_ladder(scale: LadderScale) -> tuple[dict[str, Any], RecurrentLM, NgramModel]:
     """n-grams, then the three cells at equal parameters; bits per byte beside the floor."""
     world = TinyWorld()
-    train = corpus_bytes(world, scale.stories, seed=0)
+    train = story_bytes(world, scale.stories, seed=0)
     held_stories = list(world.stories(scale.held_out_stories, seed=1))
-    held = corpus_bytes(world, scale.held_out_stories, seed=1)
+    held = story_bytes(world, scale.held_out_stories, seed=1)
     floor, error = world.entropy_per_byte(stories=max(100, scale.stories))
     held_floor = -sum(s.log_probability for s in held_stories) / math.log(2) / len(held)
     code = world.compress(story.text for story in held_stories)

@@ -29,7 +29,7 @@ from sequence_experiments import (
 from sequence_figures import bottleneck_figure, gradient_figure, ladder_figure
 from tiny_world import TinyWorld
 
-HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent
 
 
 def count_everything(scale: LadderScale) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run all experiments, print their tables, write results.json and figures/."""
     parser = script_parser(
         "Climb from counting to the LSTM, and see what a fixed state cannot hold.",
-        default_out=HERE,
+        default_out=_HERE,
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)
