@@ -45,7 +45,7 @@ class LadderScale:
     stories: int = 3500
     held_out_stories: int = 40
     parameters: int = 120_000
-    steps: int = 800
+    steps: int = 600
     seeds: int = 3
     orders: tuple[int, ...] = (1, 2, 3, 5, 8)
     distance: int = 60
