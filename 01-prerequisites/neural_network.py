@@ -141,7 +141,7 @@ class HandMLP:
                 delta = (delta @ W.T) * self._slope(h)  # (N, in): through W, then through φ
         return loss, gradients
 
-    def _bend(self, a: NDArray[Any]) -> NDArray[np.float64]:
+    def _bend(self, a: NDArray[Any]) -> NDArray[Any]:
         return np.maximum(a, 0.0) if self.config.nonlinearity == "relu" else np.tanh(a)
 
     def _slope(self, h: NDArray[Any]) -> NDArray[np.float64]:

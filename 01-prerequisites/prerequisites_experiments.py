@@ -197,7 +197,8 @@ def count_xor_solved(scale: FoundationScale) -> dict[str, Any]:
     rows = []
     for width in progress((0, 2, 3, 4, 8), desc="xor", unit="width"):
         row: list[Any] = [width if width else "none (linear)"]
-        for nonlinearity, start in (("tanh", "xavier"), ("relu", "he")):
+        pairs: tuple[tuple[Any, Any], ...] = (("tanh", "xavier"), ("relu", "he"))
+        for nonlinearity, start in pairs:
             solved = 0
             for seed in range(scale.xor_seeds):
                 sizes = (2, width, 2) if width else (2, 2)
