@@ -129,7 +129,7 @@ def length_figure(detail: Mapping[str, Any]) -> Figure:
     axes.set(
         title="Translation against length",
         xlabel="words in the source",
-        ylabel="sentences wholly right, %",
+        ylabel="words right, %",
         ylim=(0, 104),
     )
     axes.legend(fontsize=8)

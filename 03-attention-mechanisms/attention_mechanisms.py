@@ -15,8 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignment_experiments import compare_attentions, sure_and_possible, translator_weights
 from attention_costs import attention_flops, measure_memory, measure_time, projection_flops
-from attention_figures import costs_figure, heads_figure, masks_figure, scale_figure
+from attention_figures import (
+    alignment_figure,
+    costs_figure,
+    heads_figure,
+    length_figure,
+    masks_figure,
+    scale_figure,
+)
 from attention_studies import count_masks, mask_gallery, study_heads, study_maps, study_scale
 from lab import format_table, save_figure, script_parser, seed_everything, write_results
 
@@ -36,6 +44,10 @@ class AttentionScale:
     time_lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     memory_lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
     rounds: int = 3
+    train_pairs: int = 20_000
+    test_pairs: int = 1500
+    d_model: int = 64
+    translation_steps: int = 600
 
 
 SMOKE = AttentionScale(
@@ -48,6 +60,10 @@ SMOKE = AttentionScale(
     time_lengths=(32, 64),
     memory_lengths=(64, 128),
     rounds=1,
+    train_pairs=300,
+    test_pairs=60,
+    d_model=16,
+    translation_steps=3,
 )
 
 
@@ -134,6 +150,26 @@ def main(argv: list[str] | None = None) -> int:
         ),
     )
     save_figure(costs_figure(results["time"], results["memory"]), figures / "costs.png")
+    shown: dict[str, Any] = {}
+
+    def translate() -> dict[str, Any]:
+        new, models = compare_attentions(
+            train=scale.train_pairs,
+            test=scale.test_pairs,
+            d_model=scale.d_model,
+            steps=scale.translation_steps,
+            seeds=scale.seeds,
+        )
+        shown.update(models)
+        return new
+
+    run("Translation: what does looking back buy, and where does it look?", translate)
+    save_figure(length_figure(results["translation_detail"]), figures / "length.png")
+    data = shown["data"]
+    pair = next(p for p in data.test if 9 <= len(p.source) <= 12)
+    weights = translator_weights(shown["additive"], data, [pair])[0]
+    drawn = alignment_figure(weights, pair.source, pair.target, sure_and_possible(pair)[1])
+    save_figure(drawn, figures / "alignment.png")
     write_results(
         Path(args.out) / "results.json",
         results,
