@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from shape_tracer import check_shapes
 
 # (H, G, T, S, K, V): as many queries as keys, fewer, more; grouped, multi-query; odd widths.
 SIZES = [(3, 3, 7, 7, 5, 5), (6, 2, 5, 11, 8, 3), (4, 4, 11, 6, 9, 9), (4, 1, 1, 9, 16, 4)]
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def random_inputs(sizes, seed=0, B=2):
