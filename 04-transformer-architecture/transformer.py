@@ -289,8 +289,7 @@ class Transformer(nn.Module):
         Returns:
             (B, T, V).
 
-        Raises:
-            ValueError: wrong shapes, or a length beyond `max_seq_len`.
+        Raises ValueError for wrong shapes, lengths beyond `max_seq_len`, or ids out of range.
         """
         src_keep = src != self.pad_id if src_keep is None else src_keep
         memory = self.encode(src, src_keep=src_keep)
@@ -313,8 +312,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Target ids (B, T) and memory (B, S, D) -> logits (B, T, V).
 
-        With a `cache`, `tgt` holds only the tokens that the cache has not seen; `tgt_keep` then
-        still covers all of them.
+        With a `cache`, `tgt` holds only tokens new to it; `tgt_keep` still covers all of them.
         """
         start = 0 if cache is None else cache.length
         x = self._embed(self.tgt_embedding, tgt, start)  # (B, T, D)
@@ -340,6 +338,10 @@ class Transformer(nn.Module):
         end = start + ids.shape[1]
         if end > self.max_seq_len:
             raise ValueError(f"{end} positions; this model has max_seq_len {self.max_seq_len}")
+        if ids.is_cpu and ids.numel():  # on an accelerator, reading an id would stall every step
+            for i in map(int, ids.aminmax()):
+                if not 0 <= i < embedding.num_embeddings:
+                    raise ValueError(f"id {i} is outside [0, {embedding.num_embeddings})")
         x = embedding(ids) * math.sqrt(self.d_model) + self.positions[start:end]  # (B, T, D)
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 

@@ -691,3 +691,12 @@ def test_the_reference_attention_fits_in():
     block.attention.attend = scaled_dot_product_attention
     torch.testing.assert_close(block(x, causal=True), fused, atol=1e-6, rtol=1e-5)
     assert transformer.TransformerBlock is TransformerBlock
+
+
+@pytest.mark.parametrize("wrong", [-1, 11])
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_an_id_of_no_embedding_is_named(side, wrong):
+    model = Transformer(11, 11, 8, 2, 1, 1, 16)
+    good, bad = torch.tensor([[3, 4]]), torch.tensor([[3, wrong]])
+    with pytest.raises(ValueError, match=rf"id {wrong} is outside \[0, 11\)"):
+        model(*((bad, good) if side == "source" else (good, bad)))
