@@ -20,6 +20,7 @@ from attention import MultiHeadAttention, scaled_dot_product_attention
 from corpora import load_corpus, split_corpus
 from lab import count_parameters, interval, progress
 from number_words import number_pairs
+from numerics import cross_entropy
 from scheme_lm import PositionScheme, SchemeLM, bits_by_position, language_loss
 from transformer import Transformer
 from translation import (
@@ -40,7 +41,6 @@ class ArchitectureScale:
     held_out_bytes: int
     train_pairs: int
     held_out_pairs: int
-    translation_steps: int
     translation_width: int
     number_steps: int
     norm_layers: int
@@ -59,13 +59,12 @@ DEFAULT_SCALE_04 = ArchitectureScale(
     held_out_bytes=32_768,
     train_pairs=20_000,
     held_out_pairs=500,
-    translation_steps=700,
     translation_width=128,
     number_steps=250,
-    norm_layers=12,
-    norm_steps=150,
+    norm_layers=6,
+    norm_steps=200,
     norm_rate=1e-3,
-    position_steps=300,
+    position_steps=240,
     position_width=96,
     position_layers=3,
     train_length=64,
@@ -77,10 +76,9 @@ SMOKE_SCALE_04 = ArchitectureScale(
     held_out_bytes=2_048,
     train_pairs=200,
     held_out_pairs=20,
-    translation_steps=4,
     translation_width=16,
     number_steps=4,
-    norm_layers=3,
+    norm_layers=2,
     norm_steps=4,
     norm_rate=1e-3,
     position_steps=4,
@@ -125,7 +123,9 @@ def _byte_sample(documents: Any, limit: int) -> Tensor:
 # --- translation --------------------------------------------------------------------------------
 
 
-def new_translator(text: ParallelText, *, width: int, layers: int = 2, seed: int) -> Transformer:
+def new_translator(
+    text: ParallelText, *, width: int, layers: int = 2, seed: int, pre_norm: bool = False
+) -> Transformer:
     """A small 2017 model for this text, its weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -140,6 +140,7 @@ def new_translator(text: ParallelText, *, width: int, layers: int = 2, seed: int
             dropout=0.0,
             max_seq_len=128,
             pad_id=text.pad_id,
+            pre_norm=pre_norm,
         )
 
 
@@ -209,37 +210,35 @@ def _example(model: Transformer, text: ParallelText) -> dict[str, str]:
 # --- norms --------------------------------------------------------------------------------------
 
 
-def _norm_model(scale: ArchitectureScale, *, pre_norm: bool, seed: int) -> SchemeLM:
-    return SchemeLM(
-        vocab_size=256,
-        d_model=64,
-        num_heads=4,
-        num_layers=scale.norm_layers,
-        scheme="rope",
-        pre_norm=pre_norm,
-        seed=seed,
-    )
+def _norm_model(
+    text: ParallelText, scale: ArchitectureScale, *, pre_norm: bool, seed: int
+) -> Transformer:
+    """A deep, narrow 2017 model for spelled-out numbers."""
+    return new_translator(text, width=64, layers=scale.norm_layers, seed=seed, pre_norm=pre_norm)
 
 
-def gradients_at_start(text: Tensor, scale: ArchitectureScale) -> dict[str, Any]:
-    """Norm of the gradient of each layer's last matrix in a fresh model, pre- and post-norm.
+def _plain_loss(model: nn.Module, src: Tensor, reads: Tensor, says: Tensor) -> Tensor:
+    """Nats a word, without smoothing."""
+    return cross_entropy(model(src, reads), says)
 
-    Both kinds start from Xavier's weights here, as in Xiong et al. 2020, section 3.
-    """
+
+def gradients_at_start(text: ParallelText, scale: ArchitectureScale) -> dict[str, Any]:
+    """Norm of the gradient of each decoder layer's last matrix in a fresh model, by kind."""
     rows: dict[bool, list[float]] = {}
-    (windows,) = next(byte_windows(text, batch_size=16, length=scale.train_length, seed=0))
+    batch = text.batch(text.train[:64])
     for pre_norm in (True, False):
-        model = _norm_model(scale, pre_norm=pre_norm, seed=0)
-        generator = torch.Generator().manual_seed(1)
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2 and name.startswith("stack"):
-                nn.init.xavier_uniform_(parameter, generator=generator)
-        language_loss(model, windows).backward()
-        rows[pre_norm] = [
-            float(parameter.grad.norm())
-            for name, parameter in model.named_parameters()
-            if name.endswith("down.weight") and parameter.grad is not None
-        ]
+        norms = []
+        for seed in range(scale.seeds):
+            model = _norm_model(text, scale, pre_norm=pre_norm, seed=seed)
+            _plain_loss(model, *batch).backward()
+            norms.append(
+                [
+                    float(parameter.grad.norm())
+                    for name, parameter in model.decoder.named_parameters()
+                    if name.endswith("down.weight") and parameter.grad is not None
+                ]
+            )
+        rows[pre_norm] = np.mean(norms, axis=0).tolist()
     pre, post = rows[True], rows[False]
     return {
         "start_gradients": {"pre": pre, "post": post},
@@ -252,48 +251,49 @@ def gradients_at_start(text: Tensor, scale: ArchitectureScale) -> dict[str, Any]
 
 
 def compare_norms(scale: ArchitectureScale) -> dict[str, Any]:
-    """Train deep stacks with norms before and after, with and without warm-up; several seeds."""
-    train, held_out = library_text(scale)
-    results = gradients_at_start(train, scale)
-    T = scale.train_length // 2  # short windows: what matters here is depth
-    scored = _held_out_windows(held_out, T)
-    rows, curves = [], {}
+    """Train deep translators with norms before and after, with and without warm-up."""
+    text = number_text(scale)
+    results = gradients_at_start(text, scale)
+    held_out = text.batch(text.held_out)
+    rows, curves, means = [], {}, []
     cases = [(pre_norm, warm) for pre_norm in (True, False) for warm in (True, False)]
     for pre_norm, warm in progress(cases, desc="norms", unit="case"):
-        bits, losses = [], []
+        nats, losses, exact = [], [], []
         for seed in range(scale.seeds):
-            model = _norm_model(scale, pre_norm=pre_norm, seed=seed)
-            warmup = scale.norm_steps // 3 if warm else 0
+            model = _norm_model(text, scale, pre_norm=pre_norm, seed=seed)
+            warmup = scale.norm_steps // 2 if warm else 0
             losses.append(
                 train_with_adam(
                     model,
-                    language_loss,
-                    byte_windows(train, batch_size=8, length=T, seed=seed),
+                    _plain_loss,
+                    text.batches(batch_size=32, seed=seed),
                     steps=scale.norm_steps,
                     rate=partial(_warm_then_constant, peak=scale.norm_rate, warmup=warmup),
                     clip=None,
                 )
             )
-            bits.append(float(bits_by_position(model, scored).mean()))
+            with torch.no_grad():
+                nats.append(float(_plain_loss(model, *held_out)))
+            exact.append(100 * score_translations(model, text).exact)
         name = ("pre" if pre_norm else "post") + ("_warm" if warm else "_cold")
         curves[name] = np.mean(losses, axis=0).tolist()
-        results[f"norm_{name}"] = float(np.mean(bits))
-        rows.append(
-            [
-                "pre-norm" if pre_norm else "post-norm",
-                "yes" if warm else "no",
-                *interval(bits),
-                max(bits),
-            ]
-        )
+        means.append(float(np.mean(nats)))
+        results[f"norm_{name}"] = means[-1]
+        kind, warmed = "pre-norm" if pre_norm else "post-norm", "yes" if warm else "no"
+        rows.append([kind, warmed, *interval(nats), max(nats), float(np.mean(exact))])
     results["norms"] = {
-        "columns": ["norms", "warm-up", "held-out bits per byte", "± 95 %", "worst seed"],
+        "columns": [
+            "norms", "warm-up", "held-out nats a word", "± 95 %", "worst seed", "exact, %",
+        ],
         "rows": rows,
-        "formats": ["", "", ".3f", ".3f", ".3f"],
-    }
+        "formats": ["", "", ".3f", ".3f", ".3f", ".0f"],
+    }  # fmt: skip
     results["norm_curves"] = curves
+    results["norm_best"] = min(means)
+    results["norm_worst"] = max(means)
     results["norm_layers"] = scale.norm_layers
     results["norm_steps"] = scale.norm_steps
+    results["norm_rate"] = scale.norm_rate
     return results
 
 
