@@ -26,7 +26,7 @@ from architecture_experiments import (
 from architecture_figures import norms_figure, positions_figure
 from lab import format_table, save_figure, script_parser, seed_everything, write_results
 
-HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent
 
 
 def _show(results: dict[str, Any], indent: str = "") -> None:
@@ -48,7 +48,7 @@ def _show(results: dict[str, Any], indent: str = "") -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run all experiments, print their tables, write results.json and figures/."""
     parser = script_parser(
-        "Translate, move the norms, say positions in six ways, count the cost.", default_out=HERE
+        "Translate, move the norms, say positions in six ways, count the cost.", default_out=_HERE
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)

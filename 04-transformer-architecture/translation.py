@@ -24,7 +24,7 @@ from sequence_data import Vocabulary, pad_sequences
 from train_loop import fit
 from transformer import Transformer, beam_translate, greedy_translate
 
-Pair = tuple[list[str], list[str]]
+WordPair = tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class ParallelText:
         ValueError: no pairs on one of the sides.
     """
 
-    def __init__(self, train: Sequence[Pair], held_out: Sequence[Pair]) -> None:
+    def __init__(self, train: Sequence[WordPair], held_out: Sequence[WordPair]) -> None:
         if not train or not held_out:
             raise ValueError(
                 f"there must be pairs to train on and to score; got {len(train)} and "
@@ -70,12 +70,12 @@ class ParallelText:
         """Is this sentence a source of the training text?"""
         return tuple(source) in self._seen
 
-    def sources(self, pairs: Sequence[Pair]) -> Tensor:
+    def sources(self, pairs: Sequence[WordPair]) -> Tensor:
         """Source ids (B, S), padded on the right."""
         ids, _ = pad_sequences([self.source.encode(s) for s, _ in pairs], pad_id=self.pad_id)
         return ids
 
-    def batch(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, pairs: Sequence[WordPair]) -> tuple[Tensor, Tensor, Tensor]:
         """(source (B, S), what the decoder reads (B, T), what it must say (B, T)).
 
         The decoder reads BEGIN w1 … wn and must say w1 … wn END: the same words, one place apart.

@@ -12,6 +12,14 @@ _SUBLAYERS = "04-transformer-architecture/sublayers.py"
 _SUBLAYERS_TESTS = ("tests/04-transformer-architecture/test_sublayers.py",)
 _TRANSFORMER = "04-transformer-architecture/transformer.py"
 _TRANSFORMER_TESTS = ("tests/04-transformer-architecture/test_transformer.py",)
+_BLEU = "04-transformer-architecture/bleu.py"
+_BLEU_TESTS = ("tests/04-transformer-architecture/test_bleu.py",)
+_NUMPY = "04-transformer-architecture/numpy_transformer.py"
+_NUMPY_TESTS = ("tests/04-transformer-architecture/test_numpy_transformer.py",)
+_TRANSLATION = "04-transformer-architecture/translation.py"
+_TRANSLATION_TESTS = ("tests/04-transformer-architecture/test_translation.py",)
+_SCHEME = "04-transformer-architecture/scheme_lm.py"
+_SCHEME_TESTS = ("tests/04-transformer-architecture/test_scheme_lm.py",)
 
 MUTANTS = [
     Mutant(
@@ -238,5 +246,95 @@ MUTANTS = [
         tests=_TRANSFORMER_TESTS,
         symptom="beam search misses better translations that end later",
         finder="a wide beam finds the best translation of all",
+    ),
+    Mutant(
+        name="bleu-matches-not-clipped",
+        module=_BLEU,
+        old="matches[order - 1] += (counts & allowed).total()",
+        new="matches[order - 1] += sum(n for run, n in counts.items() if run in allowed)",
+        tests=_BLEU_TESTS,
+        symptom="a translation that repeats a common word scores far too high",
+        finder="the worked example; parity with sacrebleu",
+    ),
+    Mutant(
+        name="bleu-brevity-upside-down",
+        module=_BLEU,
+        old="math.exp(1 - reference_words / hypothesis_words)",
+        new="math.exp(1 - hypothesis_words / reference_words)",
+        tests=_BLEU_TESTS,
+        symptom="short translations score above 100 per cent or are not penalised",
+        finder="a truncated translation, by hand",
+    ),
+    Mutant(
+        name="bleu-smooths-each-order-alike",
+        module=_BLEU,
+        old="halves /= 2",
+        new="halves = 0.5",
+        tests=_BLEU_TESTS,
+        symptom="scores of poor systems are a little higher than everybody else's",
+        finder="parity with sacrebleu on short random sentences",
+    ),
+    Mutant(
+        name="numpy-decoder-sees-the-future",
+        module=_NUMPY,
+        old="np.tril(np.ones((T, T), dtype=bool))",
+        new="np.tril(np.ones((T, T), dtype=bool), 1)",
+        tests=_NUMPY_TESTS,
+        symptom="logits are better than they should be, and decoding disagrees with them",
+        finder="parity with the PyTorch model",
+    ),
+    Mutant(
+        name="numpy-sample-variance",
+        module=_NUMPY,
+        old="variance = (centred**2).mean(axis=-1, keepdims=True)",
+        new="variance = (centred**2).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)",
+        tests=_NUMPY_TESTS,
+        symptom="every norm is off by the root of D / (D - 1)",
+        finder="parity to ten decimals, not to two",
+    ),
+    Mutant(
+        name="decoder-reads-its-answer",
+        module=_TRANSLATION,
+        old="pad_sequences([[self.begin_id, *ids] for ids in targets], pad_id=self.pad_id)",
+        new="pad_sequences([[*ids, self.end_id] for ids in targets], pad_id=self.pad_id)",
+        tests=_TRANSLATION_TESTS,
+        symptom="the loss falls to nothing, and translations are nonsense",
+        finder="the batch is shifted by one; a translator that learns",
+    ),
+    Mutant(
+        name="padding-is-learned",
+        module=_TRANSLATION,
+        old="says.masked_fill(~keep, -100)",
+        new="says",
+        tests=_TRANSLATION_TESTS,
+        symptom="the loss looks better the more padding there is",
+        finder="padding is left out of the loss",
+    ),
+    Mutant(
+        name="warm-up-ends-with-a-jump",
+        module=_TRANSLATION,
+        old="min(step / warmup, (warmup / step) ** 0.5)",
+        new="min(step / warmup, warmup / step)",
+        tests=_TRANSLATION_TESTS,
+        symptom="the rate falls too fast, and long trainings stop learning early",
+        finder="equation 3 at several steps",
+    ),
+    Mutant(
+        name="answers-in-the-order-of-length",
+        module=_TRANSLATION,
+        old="found[i] = text.target.decode(ids, skip_specials=False)",
+        new="found[order.index(i)] = text.target.decode(ids, skip_specials=False)",
+        tests=_TRANSLATION_TESTS,
+        symptom="BLEU is near that of random pairs though each translation reads well",
+        finder="sentences together against each one alone; a translator that learns",
+    ),
+    Mutant(
+        name="scheme-forgets-its-rotation",
+        module=_SCHEME,
+        old="causal=True, bias=bias, rotary=rotary",
+        new="causal=True, bias=bias, rotary=None",
+        tests=_SCHEME_TESTS,
+        symptom="rotary positions are exactly as good as none",
+        finder="the order of the past must matter",
     ),
 ]
