@@ -41,8 +41,10 @@ class ArchitectureScale:
     held_out_bytes: int
     train_pairs: int
     held_out_pairs: int
+    translation_steps: int
     translation_width: int
-    number_steps: int
+    ladder_stories: int
+    ladder_steps: int
     norm_layers: int
     norm_steps: int
     norm_rate: float
@@ -58,15 +60,17 @@ DEFAULT_SCALE_04 = ArchitectureScale(
     train_bytes=3_000_000,
     held_out_bytes=32_768,
     train_pairs=20_000,
-    held_out_pairs=500,
-    translation_width=128,
-    number_steps=250,
+    held_out_pairs=400,
+    translation_steps=600,
+    translation_width=96,
+    ladder_stories=3500,
+    ladder_steps=800,
     norm_layers=6,
-    norm_steps=200,
+    norm_steps=160,
     norm_rate=1e-3,
-    position_steps=240,
-    position_width=96,
-    position_layers=3,
+    position_steps=220,
+    position_width=64,
+    position_layers=2,
     train_length=64,
     test_lengths=(64, 128, 256, 512),
 )
@@ -76,8 +80,10 @@ SMOKE_SCALE_04 = ArchitectureScale(
     held_out_bytes=2_048,
     train_pairs=200,
     held_out_pairs=20,
+    translation_steps=4,
     translation_width=16,
-    number_steps=4,
+    ladder_stories=20,
+    ladder_steps=4,
     norm_layers=2,
     norm_steps=4,
     norm_rate=1e-3,
@@ -186,15 +192,6 @@ def number_text(scale: ArchitectureScale) -> ParallelText:
     held_out = scale.held_out_pairs
     pairs = number_pairs(min(scale.train_pairs, 6000) + held_out, seed=1)
     return ParallelText(pairs[held_out:], pairs[:held_out])
-
-
-def translate_numbers(scale: ArchitectureScale) -> tuple[dict[str, Any], Transformer, ParallelText]:
-    """The smallest translation: spelled-out numbers."""
-    text = number_text(scale)
-    found, model = translate_text(
-        text, scale, steps=scale.number_steps, width=scale.translation_width // 2, label="numbers"
-    )
-    return {"numbers": found}, model, text
 
 
 def _example(model: Transformer, text: ParallelText) -> dict[str, str]:

@@ -21,10 +21,10 @@ from architecture_experiments import (
     compare_positions,
     count_base_model,
     count_step_flops,
-    translate_numbers,
 )
 from architecture_figures import norms_figure, positions_figure
 from lab import format_table, save_figure, script_parser, seed_everything, write_results
+from world_experiments import climb_with_attention, translate_world
 
 _HERE = Path(__file__).resolve().parent
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
     run("How many parameters has the base model of 2017?", count_base_model)
     run("Does the formula for FLOPs count what is done?", lambda: count_step_flops(scale))
-    run("Can it translate numbers?", lambda: translate_numbers(scale)[0])
+    run("Can it translate tiny world?", lambda: translate_world(scale))
     run("Norms before or after, with or without warm-up?", lambda: compare_norms(scale))
     save_figure(
         norms_figure(results["norm_curves"], results["start_gradients"]), figures / "norms.png"
@@ -80,6 +80,11 @@ def main(argv: list[str] | None = None) -> int:
             longest=max(scale.test_lengths),
         ),
         figures / "positions.png",
+    )
+    topic_02 = _HERE.parent / "02-sequence-modeling" / "results.json"
+    run(
+        "How high does it stand on the ladder?",
+        lambda: climb_with_attention(scale, topic_02=topic_02),
     )
     write_results(
         Path(args.out) / "results.json",
