@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
+from architecture_experiments import SMOKE_SCALE_04
 from positional_encoding import alibi_slopes, relative_position_bucket, sinusoidal_encoding
 from rope_encoding import RoPE
 from scheme_lm import PositionScheme, SchemeLM, bits_by_position, language_loss
 from sublayers import layer_norm, rms_norm
 from transformer import Transformer
+from world_experiments import _one_cycle, _sliding_bits, world_text
 
 SCHEMES = get_args(PositionScheme)
 
 
 def build(scheme, **options):
-    sizes = {"vocab_size": 13, "d_model": 16, "num_heads": 2, "num_layers": 2, "max_seq_len": 40}
+    sizes: dict[str, Any] = {
+        "vocab_size": 13,
+        "d_model": 16,
+        "num_heads": 2,
+        "num_layers": 2,
+        "max_seq_len": 40,
+    }
     model = SchemeLM(scheme=scheme, seed=1, **(sizes | options)).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():  # differences should show
@@ -88,6 +97,35 @@ def test_bits_by_position_add_up():
     assert float(by_position.mean()) == pytest.approx(
         float(language_loss(model, windows)) / math.log(2)
     )
+
+
+def test_sliding_windows_score_every_byte_once():
+    """Each byte's bits equal those of its own window, computed one at a time."""
+    model = build("rope", vocab_size=256)
+    text = torch.randint(256, (1 + 8 + 4 * 3,), generator=torch.Generator().manual_seed(7))
+    nats = []
+    for t in range(1, len(text)):  # the window of byte t begins at a multiple of 4
+        start = 0 if t <= 8 else 4 * math.ceil((t - 8) / 4)
+        logits = model(text[start:t][None])[0, -1]
+        nats.append(-float(logits.detach().log_softmax(-1)[text[t]]))
+    expected = sum(nats) / len(nats) / math.log(2)
+    assert _sliding_bits(model, text, window=8) == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_cycle_rises_and_falls():
+    rates = [_one_cycle(step, peak=2.0, steps=100) for step in range(1, 101)]
+    assert max(rates) == pytest.approx(2.0)
+    assert rates.index(max(rates)) == 29
+    assert rates[:30] == sorted(rates[:30])
+    assert rates[29:] == sorted(rates[29:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_world_text_keeps_stories_apart():
+    scale = replace(SMOKE_SCALE_04, train_pairs=300, held_out_pairs=50)
+    text = world_text(scale)
+    assert (len(text.train), len(text.held_out)) == (300, 50)
+    assert text.train[0] != text.held_out[0]
 
 
 # --- the page's worked examples ------------------------------------------------------------------
