@@ -42,7 +42,7 @@ def translate_world(scale: ArchitectureScale) -> dict[str, Any]:
 
 
 def climb_with_attention(scale: ArchitectureScale, *, topic_02: Path) -> dict[str, Any]:
-    """The transformer on topic 02's ladder: the same text, size, batches and steps.
+    """The transformer on topic 02's ladder: the same text, size and batches.
 
     Args:
         topic_02: that topic's results.json, whose rows stand above ours where it exists.
