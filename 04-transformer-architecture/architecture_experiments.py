@@ -26,7 +26,7 @@ from transformer import Transformer
 from translation import (
     ParallelText,
     score_translations,
-    train_translator,
+    train_transformer,
     train_with_adam,
     translate_words,
 )
@@ -129,7 +129,7 @@ def _byte_sample(documents: Any, limit: int) -> Tensor:
 # --- translation --------------------------------------------------------------------------------
 
 
-def new_translator(
+def small_transformer(
     text: ParallelText, *, width: int, layers: int = 2, seed: int, pre_norm: bool = False
 ) -> Transformer:
     """A small 2017 model for this text, its weights drawn from the seed."""
@@ -155,11 +155,11 @@ def translate_text(
 ) -> tuple[dict[str, Any], Transformer]:
     """Train on the text with each seed; BLEU and exact matches, greedily and with four beams."""
     scores: dict[str, list[dict[str, float]]] = {"greedy": [], "beam": []}
-    seconds, model = [], new_translator(text, width=width, seed=0)
+    seconds, model = [], small_transformer(text, width=width, seed=0)
     for seed in progress(range(scale.seeds), desc=label, unit="seed"):
-        model = new_translator(text, width=width, seed=seed)
+        model = small_transformer(text, width=width, seed=seed)
         began = time.perf_counter()
-        train_translator(model, text, steps=steps, warmup=max(1, steps // 5), seed=seed)
+        train_transformer(model, text, steps=steps, warmup=max(1, steps // 5), seed=seed)
         seconds.append(time.perf_counter() - began)
         for name, beams in (("greedy", 1), ("beam", 4)):
             scores[name].append(asdict(score_translations(model, text, num_beams=beams)))
@@ -211,7 +211,7 @@ def _norm_model(
     text: ParallelText, scale: ArchitectureScale, *, pre_norm: bool, seed: int
 ) -> Transformer:
     """A deep, narrow 2017 model for spelled-out numbers."""
-    return new_translator(text, width=64, layers=scale.norm_layers, seed=seed, pre_norm=pre_norm)
+    return small_transformer(text, width=64, layers=scale.norm_layers, seed=seed, pre_norm=pre_norm)
 
 
 def _plain_loss(model: nn.Module, src: Tensor, reads: Tensor, says: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Train the 2017 encoder-decoder on pairs of sentences, and score what it writes.
 
-`ParallelText` turns sentences into batches of ids, `train_translator` runs the paper's recipe
+`ParallelText` turns sentences into batches of ids, `train_transformer` runs the paper's recipe
 (section 5: Adam with β₂ = 0.98, warm-up and 1/√step decay, label smoothing 0.1), and
 `score_translations` reports BLEU and exact matches. The page's section "The encoder-decoder,
 whole" says what each is for.
@@ -152,7 +152,7 @@ def train_with_adam(
     return losses
 
 
-def train_translator(
+def train_transformer(
     model: Transformer,
     text: ParallelText,
     *,

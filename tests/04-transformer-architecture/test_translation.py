@@ -15,7 +15,7 @@ from translation import (
     ParallelText,
     paper_rate,
     score_translations,
-    train_translator,
+    train_transformer,
     train_with_adam,
     translate_words,
 )
@@ -157,7 +157,7 @@ def test_translator_learns():
     model = Transformer(
         len(parallel.source), len(parallel.target), 32, 4, 1, 1, 64, dropout=0.0, max_seq_len=32
     )
-    losses = train_translator(model, parallel, steps=160, batch_size=48, peak=5e-3, warmup=40)
+    losses = train_transformer(model, parallel, steps=160, batch_size=48, peak=5e-3, warmup=40)
     assert losses[-1] < losses[0] / 2
     score = score_translations(model, parallel)
     assert score.bleu > 80
