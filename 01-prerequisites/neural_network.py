@@ -144,7 +144,7 @@ class HandMLP:
     def _bend(self, a: NDArray[Any]) -> NDArray[Any]:
         return np.maximum(a, 0.0) if self.config.nonlinearity == "relu" else np.tanh(a)
 
-    def _slope(self, h: NDArray[Any]) -> NDArray[np.float64]:
+    def _slope(self, h: NDArray[Any]) -> NDArray[Any]:
         """φ'(a), from h = φ(a): both nonlinearities allow it, so `a` need not be kept."""
         return (h > 0.0) * 1.0 if self.config.nonlinearity == "relu" else 1.0 - h**2
 

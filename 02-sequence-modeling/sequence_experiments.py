@@ -180,11 +180,12 @@ def watch_gradients(scale: LadderScale) -> dict[str, Any]:
             layer.bias_ih_l0.zero_()
             layer.bias_hh_l0.zero_()
         curves[f"RNN, W = {gain} Q"] = jacobian_norms(layer, x)
-    for name, cell, bias in (
+    kinds: list[tuple[str, CellKind, float]] = [
         ("GRU", "gru", 0.0),
         ("LSTM, forget bias 0", "lstm", 0.0),
         ("LSTM, forget bias 1", "lstm", 1.0),
-    ):  # fmt: skip
+    ]
+    for name, cell, bias in kinds:
         layer = RecurrentLayer(
             cell, 8, H, forget_bias=bias, generator=torch.Generator().manual_seed(1)
         )

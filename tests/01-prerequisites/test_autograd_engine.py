@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -188,15 +190,16 @@ def test_power_zero_and_edges():
 
 
 ONE = Variable([[1.0, 2.0]], requires_grad=True)
+ANY: Any = ONE  # where a variable must not stand
 BAD = {
-    "a variable in a variable": (lambda: Variable(ONE), TypeError, "not a Variable"),
+    "a variable in a variable": (lambda: Variable(ANY), TypeError, "not a Variable"),
     "words": (lambda: Variable(["a"]), TypeError, "real numbers"),
     "complex numbers": (lambda: Variable([1j]), TypeError, "real numbers"),
     "several items": (lambda: ONE.item(), ValueError, "one number"),
     "no gradient anywhere": (lambda: Variable(1.0).backward(), ValueError, "requires a gradient"),
     "backward from an array": (lambda: ONE.backward(), ValueError, "needs a gradient"),
     "gradient of another shape": (lambda: ONE.backward([1.0]), ValueError, "must have shape"),
-    "power of an array": (lambda: ONE**ONE, TypeError, "exponent must be a number"),
+    "power of an array": (lambda: ONE**ANY, TypeError, "exponent must be a number"),
     "product with a scalar": (lambda: ONE @ 2.0, ValueError, "at least vectors"),
     "inner sizes": (lambda: ONE @ np.ones((3, 1)), ValueError, "equal inner sizes"),
     "unknown gelu": (lambda: ONE.gelu("erf"), ValueError, "approximate must be"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -119,11 +121,12 @@ def test_steps_to_reach_counts_only_what_stays():
 
 
 P = [np.zeros(2)]
+A_LIST: Any = [[0.0]]
 BAD = {
     "lr of zero": (lambda: SGD(P, lr=0), ValueError, "lr must be positive"),
     "nothing to train": (lambda: SGD([], lr=1), ValueError, "at least one"),
     "integers": (lambda: SGD([np.zeros(2, int)], lr=1), TypeError, "floating-point"),
-    "a list": (lambda: SGD([[0.0]], lr=1), TypeError, "floating-point"),
+    "a list": (lambda: SGD(A_LIST, lr=1), TypeError, "floating-point"),
     "momentum of one": (lambda: Momentum(P, lr=1, momentum=1), ValueError, "momentum must lie"),
     "decay below zero": (lambda: RMSProp(P, lr=1, decay=-1), ValueError, "decay must lie"),
     "eps": (lambda: RMSProp(P, lr=1, eps=0), ValueError, "eps must be"),

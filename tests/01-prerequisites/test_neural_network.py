@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_trained_alike_they_end_alike(nonlinearity, optimizer):
     digits = load_digit_images()
     ends = []
     for kind in (HandMLP, EngineMLP, TorchNetwork):
-        network = kind(config, seed=1)
+        network: Any = kind(config, seed=1)
         before = [p.copy() for p in network.parameters]
         step = gradient_step(network, optimizer(network.parameters, lr=0.01))
         batches = minibatches(digits.train_x, digits.train_y, batch_size=32, seed=2)
@@ -183,11 +185,12 @@ def test_test_images_are_apart_and_unknown():
 
 NET = HandMLP(MLPConfig(sizes=(2, 3, 2)))
 X = np.zeros((1, 2))
+NOT: Any = "x"
 BAD = {
     "one size": (lambda: MLPConfig(sizes=(2,)), ValueError, "two or more"),
     "size of zero": (lambda: MLPConfig(sizes=(2, 0)), ValueError, "two or more"),
-    "nonlinearity": (lambda: MLPConfig(sizes=(2, 2), nonlinearity="x"), ValueError, "relu or"),
-    "initialisation": (lambda: MLPConfig(sizes=(2, 2), initialisation="x"), ValueError, "unknown"),
+    "nonlinearity": (lambda: MLPConfig(sizes=(2, 2), nonlinearity=NOT), ValueError, "relu or"),
+    "initialisation": (lambda: MLPConfig(sizes=(2, 2), initialisation=NOT), ValueError, "unknown"),
     "other width": (lambda: NET.logits(np.zeros((1, 3))), ValueError, r"\(N, 2\)"),
     "engine's width": (lambda: EngineMLP(NET.config).logits(X[0]), ValueError, r"\(N, 2\)"),
     "torch's width": (lambda: TorchNetwork(NET.config).logits(X[0]), ValueError, r"\(N, 2\)"),

@@ -1,5 +1,7 @@
 """The encoder-decoder: padding, teacher forcing, decoding, plug-in attention."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ class MeanAttention(nn.Module):
         return torch.einsum("bs,bsm->bm", weights, memory), weights
 
 
-def new_model(cell="gru", *, seed=0, **options):
+def new_model(cell: Any = "gru", *, seed: int = 0, **options: Any) -> EncoderDecoder:
     return EncoderDecoder(
         11, 13, 8, embed_dim=6, cell=cell, generator=torch.Generator().manual_seed(seed), **options
     )

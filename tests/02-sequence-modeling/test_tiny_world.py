@@ -62,7 +62,8 @@ def test_all_stories_of_a_small_world_are_different_and_their_probabilities_add_
         min_sentences=1, max_sentences=1, num_people=1, num_places=1, num_things=1
     )
     world = TinyWorld(config)
-    found, open_prefixes = {}, [()]
+    found = {}
+    open_prefixes: list[tuple[int, ...]] = [()]
     while open_prefixes:
         prefix = open_prefixes.pop()
         draw = _Enumerator(prefix)
@@ -253,8 +254,10 @@ def test_duplicates_are_word_for_word_and_named():
     copies = [i for i, story in enumerate(stories) if story.duplicate_of is not None]
     assert 60 < len(copies) < 140
     for i in copies:
-        assert stories[i].duplicate_of < i
-        assert stories[i].text == stories[stories[i].duplicate_of].text
+        original = stories[i].duplicate_of
+        assert original is not None
+        assert original < i
+        assert stories[i].text == stories[original].text
     originals = [story.text for story in stories if story.duplicate_of is None]
     assert len(set(originals)) == len(originals)
 
