@@ -59,12 +59,12 @@ DEFAULT_SCALE_04 = ArchitectureScale(
     seeds=3,
     train_bytes=3_000_000,
     held_out_bytes=32_768,
-    train_pairs=20_000,
+    train_pairs=40_000,
     held_out_pairs=400,
-    translation_steps=600,
+    translation_steps=1600,
     translation_width=96,
     ladder_stories=3500,
-    ladder_steps=800,
+    ladder_steps=600,
     norm_layers=6,
     norm_steps=160,
     norm_rate=1e-3,
@@ -159,7 +159,7 @@ def translate_text(
     for seed in progress(range(scale.seeds), desc=label, unit="seed"):
         model = small_transformer(text, width=width, seed=seed)
         began = time.perf_counter()
-        train_transformer(model, text, steps=steps, warmup=max(1, steps // 5), seed=seed)
+        train_transformer(model, text, steps=steps, warmup=max(1, steps // 8), seed=seed)
         seconds.append(time.perf_counter() - began)
         for name, beams in (("greedy", 1), ("beam", 4)):
             scores[name].append(asdict(score_translations(model, text, num_beams=beams)))

@@ -164,7 +164,10 @@ def train_transformer(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """The paper's recipe on this text; returns the (smoothed) training losses."""
+    """The paper's recipe on this text; returns the (smoothed) training losses.
+
+    Where the paper averages its last checkpoints, the rate falls to zero over the last quarter.
+    """
 
     def loss_of(model: nn.Module, src: Tensor, reads: Tensor, says: Tensor) -> Tensor:
         logits = model(src, reads)  # (B, T, V)
@@ -175,7 +178,9 @@ def train_transformer(
         loss_of,
         text.batches(batch_size=batch_size, seed=seed),
         steps=steps,
-        rate=partial(paper_rate, peak=peak, warmup=warmup),
+        rate=lambda step: (
+            paper_rate(step, peak=peak, warmup=warmup) * min(1.0, 4 * (steps + 1 - step) / steps)
+        ),
         on_step=on_step,
     )
 
