@@ -9,16 +9,14 @@ Writes results.json, from which the README's numbers come, and figures/.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from digits_data import load_digit_images
+from experiment_log import ExperimentLog
 from floating_point import FORMATS, round_to_format
-from lab import format_table, save_figure, script_parser, seed_everything, write_results
+from lab import script_parser, seed_everything
 from linear_algebra import low_rank
 from neural_network import MLPConfig
 from prerequisites_experiments import (
@@ -68,9 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     seed_everything(args.seed)
     scale = SMOKE_FOUNDATIONS if args.smoke else DEFAULT_FOUNDATIONS
-    figures = Path(args.out) / "figures"
-    began = time.perf_counter()
-    results: dict[str, Any] = {}
+    log = ExperimentLog("prerequisites.py", args)
     config = MLPConfig(sizes=(64, 128, 10))
     mflop = 6 * config.num_parameters * 64 / 1e6
     sys.stdout.write(
@@ -79,52 +75,31 @@ def main(argv: list[str] | None = None) -> int:
         f"{scale.digit_seeds} seeds, at most {mflop:.1f} MFLOP a step\n"
     )
 
-    def run(question: str, experiment: Callable[[], dict[str, Any]]) -> None:
-        sys.stdout.write(f"\n{question}\n\n")
-        sys.stdout.flush()
-        new = experiment()
-        results.update(new)
-        for name, value in new.items():
-            if isinstance(value, dict) and "columns" in value:
-                shown = format_table(value["columns"], value["rows"], value.get("formats"))
-                sys.stdout.write(shown + "\n\n")
-            elif isinstance(value, (int, float)):
-                sys.stdout.write(f"{name}: {value:,.4g}\n")
-        sys.stdout.flush()
+    log.run("Are our gradients PyTorch's?", lambda: compare_engine(scale))
+    log.run("One network three ways: the same weights?", lambda: compare_three_networks(scale))
+    log.run("How many hidden units does XOR need?", lambda: count_xor_solved(scale))
+    log.run("Handwritten digits, gradients by hand", lambda: train_digits(scale)[0])
+    log.run("How should a network begin?", lambda: compare_initialisations(scale))
+    log.run("Which way down?", lambda: compare_optimizers(scale))
+    log.run("What is a matrix product worth?", lambda: time_products(scale))
+    log.run("What do 32, 16 and 8 bits hold?", lambda: measure_rounding(scale))
+    log.run("How many directions do the digits have?", lambda: compress_digits(scale))
 
-    run("Are our gradients PyTorch's?", lambda: compare_engine(scale))
-    run("One network three ways: the same weights?", lambda: compare_three_networks(scale))
-    run("How many hidden units does XOR need?", lambda: count_xor_solved(scale))
-    run("Handwritten digits, gradients by hand", lambda: train_digits(scale)[0])
-    run("How should a network begin?", lambda: compare_initialisations(scale))
-    run("Which way down?", lambda: compare_optimizers(scale))
-    run("What is a matrix product worth?", lambda: time_products(scale))
-    run("What do 32, 16 and 8 bits hold?", lambda: measure_rounding(scale))
-    run("How many directions do the digits have?", lambda: compress_digits(scale))
-
-    save_figure(differences_figure(results["differences"]), figures / "differences.png")
-    save_figure(digits_figure(results["digits_curves"], scale.digit_steps), figures / "digits.png")
-    save_figure(signals_figure(results["starts_signals"]), figures / "signals.png")
-    save_figure(paths_figure(results["optimizers_paths"]), figures / "paths.png")
-    save_figure(products_figure(results["products"]["rows"]), figures / "products.png")
-    save_figure(formats_figure(rounding_by_size()), figures / "formats.png")
+    log.draw(differences_figure(log.results["differences"]), "differences")
+    log.draw(digits_figure(log.results["digits_curves"], scale.digit_steps), "digits")
+    log.draw(signals_figure(log.results["starts_signals"]), "signals")
+    log.draw(paths_figure(log.results["optimizers_paths"]), "paths")
+    log.draw(products_figure(log.results["products"]["rows"]), "products")
+    log.draw(formats_figure(rounding_by_size()), "formats")
     digits, ranks = load_digit_images(seed=0), (1, 2, 5, 10, 20, 64)
     copies = [digits.mean + low_rank(digits.train_x, rank)[3] for rank in ranks]
     images = np.stack(copies).reshape(-1, 8, 8)
-    picture = spectrum_figure(results["singular_values"], images, ranks)
-    save_figure(picture, figures / "spectrum.png")
+    picture = spectrum_figure(log.results["singular_values"], images, ranks)
+    log.draw(picture, "spectrum")
     # Drawn, not quoted: the file stays readable.
     for name in ("optimizers_paths", "digits_curves", "singular_values"):
-        del results[name]
-    write_results(
-        Path(args.out) / "results.json",
-        results,
-        command="prerequisites.py" + (" --smoke" if args.smoke else ""),
-        seeds=list(range(scale.digit_seeds)),
-        device="cpu",
-        wall_seconds=time.perf_counter() - began,
-    )
-    sys.stdout.write(f"\nresults.json and figures/ are in {args.out}\n")
+        del log.results[name]
+    log.finish(seeds=range(scale.digit_seeds))
     return 0
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab import format_table, save_figure, script_parser, seed_everything, write_results
+from experiment_log import ExperimentLog
+from lab import script_parser, seed_everything
 from recurrent import RecurrentConfig, matched_width
 from sequence_experiments import (
     CELLS,
@@ -61,22 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     seed_everything(args.seed)
     scale = SMALL_LADDER if args.smoke else LadderScale()
-    figures = Path(args.out) / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    results: dict[str, Any] = {}
-
-    def run(question: str, experiment: Callable[[], dict[str, Any]]) -> None:
-        sys.stdout.write(f"\n{question}\n\n")
-        new = experiment()
-        results.update(new)
-        for name, value in new.items():
-            if isinstance(value, dict) and "columns" in value:
-                shown = format_table(value["columns"], value["rows"], value.get("formats"))
-                sys.stdout.write(shown + "\n\n")
-            elif isinstance(value, (int, float)):
-                sys.stdout.write(f"{name}: {value:,.4g}\n")
-        sys.stdout.flush()
+    log = ExperimentLog("sequence_modeling.py", args)
 
     models: list[Any] = []
 
@@ -85,24 +70,18 @@ def main(argv: list[str] | None = None) -> int:
         models.extend(rest)
         return new
 
-    run("What follows from the sizes alone?", lambda: count_everything(scale))
-    run("How close to the floor does each rung come?", ladder)
-    save_figure(ladder_figure(results), figures / "ladder.png")
-    run("How far back does a gradient reach?", lambda: watch_gradients(scale))
-    save_figure(gradient_figure(results["gradient_curves"]), figures / "gradient.png")
-    run("How much fits through one vector?", lambda: squeeze_the_bottleneck(scale))
-    save_figure(bottleneck_figure(results["bottleneck"]), figures / "bottleneck.png")
-    run("How small does each model make a text?", lambda: compress_with_everything(scale, *models))
-    run("What does the chain cost?", lambda: time_the_chain(scale))
-    write_results(
-        Path(args.out) / "results.json",
-        results,
-        command="sequence_modeling.py" + (" --smoke" if args.smoke else ""),
-        seeds=list(range(scale.seeds)),
-        device="cpu",
-        wall_seconds=time.perf_counter() - began,
+    log.run("What follows from the sizes alone?", lambda: count_everything(scale))
+    log.run("How close to the floor does each rung come?", ladder)
+    log.draw(ladder_figure(log.results), "ladder")
+    log.run("How far back does a gradient reach?", lambda: watch_gradients(scale))
+    log.draw(gradient_figure(log.results["gradient_curves"]), "gradient")
+    log.run("How much fits through one vector?", lambda: squeeze_the_bottleneck(scale))
+    log.draw(bottleneck_figure(log.results["bottleneck"]), "bottleneck")
+    log.run(
+        "How small does each model make a text?", lambda: compress_with_everything(scale, *models)
     )
-    sys.stdout.write(f"\nresults.json and figures/ are in {args.out}\n")
+    log.run("What does the chain cost?", lambda: time_the_chain(scale))
+    log.finish(seeds=range(scale.seeds))
     return 0
 
 

@@ -9,8 +9,6 @@ Writes results.json, from which the README's numbers come, and figures/.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ from attention_figures import (
     scale_figure,
 )
 from attention_studies import count_masks, mask_gallery, study_heads, study_maps, study_scale
-from lab import format_table, save_figure, script_parser, seed_everything, write_results
+from experiment_log import ExperimentLog
+from lab import script_parser, seed_everything
 
 _HERE = Path(__file__).resolve().parent
 
@@ -87,39 +86,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     seed_everything(args.seed)
     scale = SMOKE if args.smoke else AttentionScale()
-    figures = Path(args.out) / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    results: dict[str, Any] = {}
+    log = ExperimentLog("attention_mechanisms.py", args)
 
-    def run(question: str, experiment: Callable[[], dict[str, Any]]) -> None:
-        sys.stdout.write(f"\n{question}\n\n")
-        sys.stdout.flush()
-        new = experiment()
-        results.update(new)
-        for name, value in new.items():
-            if isinstance(value, dict) and "columns" in value:
-                shown = format_table(value["columns"], value["rows"], value.get("formats"))
-                sys.stdout.write(shown + "\n\n")
-            elif isinstance(value, (int, float)):
-                sys.stdout.write(f"{name}: {value:,.4g}\n")
-        sys.stdout.flush()
-
-    run("At which length do scores cost as much as projections?", lambda: crossing_length(768))
-    run("Which pairs does each mask allow?", lambda: count_masks(64, block_size=8))
-    save_figure(masks_figure(mask_gallery(64)), figures / "masks.png")
-    run(
+    log.run("At which length do scores cost as much as projections?", lambda: crossing_length(768))
+    log.run("Which pairs does each mask allow?", lambda: count_masks(64, block_size=8))
+    log.draw(masks_figure(mask_gallery(64)), "masks")
+    log.run(
         "What does 1/√K save?",
         lambda: study_scale(scale.widths, num_keys=64, rows=scale.study_rows, seed=args.seed),
     )
-    save_figure(scale_figure(results["scale_detail"]), figures / "scale.png")
-    run(
+    log.draw(scale_figure(log.results["scale_detail"]), "scale")
+    log.run(
         "Can other weights give the same output?",
         lambda: study_maps(
             num_keys=(8, 16, 32, 64, 128), width=16, rows=scale.map_rows, seed=args.seed
         ),
     )
-    run(
+    log.run(
         "Four lookups at once: how many heads?",
         lambda: study_heads(
             scale.head_counts,
@@ -130,16 +113,14 @@ def main(argv: list[str] | None = None) -> int:
             seeds=scale.seeds,
         ),
     )
-    save_figure(
-        heads_figure(results["heads_detail"], results["heads_offsets"]), figures / "heads.png"
-    )
-    run(
+    log.draw(heads_figure(log.results["heads_detail"], log.results["heads_offsets"]), "heads")
+    log.run(
         "What memory does each back end need?",
         lambda: measure_memory(
             scale.memory_lengths, num_heads=8, head_width=64, device=args.device
         ),
     )
-    run(
+    log.run(
         "And what time?",
         lambda: measure_time(
             scale.time_lengths,
@@ -149,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
             device=args.device,
         ),
     )
-    save_figure(costs_figure(results["time"], results["memory"]), figures / "costs.png")
+    log.draw(costs_figure(log.results["time"], log.results["memory"]), "costs")
     shown: dict[str, Any] = {}
 
     def translate() -> dict[str, Any]:
@@ -163,22 +144,14 @@ def main(argv: list[str] | None = None) -> int:
         shown.update(models)
         return new
 
-    run("Translation: what does looking back buy, and where does it look?", translate)
-    save_figure(length_figure(results["translation_detail"]), figures / "length.png")
+    log.run("Translation: what does looking back buy, and where does it look?", translate)
+    log.draw(length_figure(log.results["translation_detail"]), "length")
     data = shown["data"]
     pair = next(p for p in data.test if 9 <= len(p.source) <= 12)
     weights = translator_weights(shown["additive"], data, [pair])[0]
     drawn = alignment_figure(weights, pair.source, pair.target, sure_and_possible(pair)[1])
-    save_figure(drawn, figures / "alignment.png")
-    write_results(
-        Path(args.out) / "results.json",
-        results,
-        command="attention_mechanisms.py" + (" --smoke" if args.smoke else ""),
-        seeds=list(range(scale.seeds)),
-        device=str(args.device),
-        wall_seconds=time.perf_counter() - began,
-    )
-    sys.stdout.write(f"\nresults.json and figures/ are in {args.out}\n")
+    log.draw(drawn, "alignment")
+    log.finish(seeds=range(scale.seeds), device=args.device)
     return 0
 
 

@@ -9,8 +9,6 @@ Writes results.json, from which the README's numbers come, and figures/.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from debugging import (
     initial_loss_check,
     overfit_one_batch,
 )
+from experiment_log import ExperimentLog
 from gpt import gpt_preset
 from gpt_experiments import (
     DEFAULT_SCALE,
@@ -48,7 +47,7 @@ from gpt_experiments import (
 )
 from gpt_figures import cache_figure, induction_figure, residual_figure, steps_figure
 from induction import head_maps
-from lab import format_table, progress, save_figure, script_parser, seed_everything, write_results
+from lab import progress, script_parser, seed_everything
 from planted_bugs import planted_bugs
 
 HERE = Path(__file__).resolve().parent
@@ -119,34 +118,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     seed_everything(args.seed)
     scale = SMOKE_SCALE if args.smoke else DEFAULT_SCALE
-    figures = Path(args.out) / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    results: dict[str, Any] = {}
+    log = ExperimentLog("building_from_scratch.py", args)
 
-    def run(question: str, experiment: Callable[[], dict[str, Any]]) -> None:
-        sys.stdout.write(f"\n{question}\n\n")
-        sys.stdout.flush()
-        new = experiment()
-        results.update(new)
-        for name, value in new.items():
-            if isinstance(value, dict) and "columns" in value:
-                shown = format_table(value["columns"], value["rows"], value.get("formats"))
-                sys.stdout.write(shown + "\n\n")
-            elif isinstance(value, (int, float, str)):
-                sys.stdout.write(
-                    f"{name}: {value:,.4g}\n"
-                    if not isinstance(value, str)
-                    else f"{name}: {value}\n"
-                )
-        sys.stdout.flush()
-
-    run("What does tying save in GPT-2 small?", count_tied_numbers)
-    run("Where does the loss of a fresh model start?", lambda: compare_initial_losses(scale))
-    run("How does the residual stream grow with depth?", lambda: compare_residual_scaling(scale))
-    save_figure(residual_figure(results["residual_init"]["rows"]), figures / "residual.png")
-    run("What does each part of a GPT buy?", lambda: compare_steps(scale))
-    save_figure(steps_figure(results["steps_detail"]), figures / "steps.png")
+    log.run("What does tying save in GPT-2 small?", count_tied_numbers)
+    log.run("Where does the loss of a fresh model start?", lambda: compare_initial_losses(scale))
+    log.run(
+        "How does the residual stream grow with depth?", lambda: compare_residual_scaling(scale)
+    )
+    log.draw(residual_figure(log.results["residual_init"]["rows"]), "residual")
+    log.run("What does each part of a GPT buy?", lambda: compare_steps(scale))
+    log.draw(steps_figure(log.results["steps_detail"]), "steps")
     trained: list[Any] = []
 
     def compare() -> dict[str, Any]:
@@ -154,10 +135,10 @@ def main(argv: list[str] | None = None) -> int:
         trained.extend(rest)
         return new
 
-    run("Characters or subwords?", compare)
-    run("What does sampling trade?", lambda: measure_sampling(trained[0], trained[1], scale))
-    run("What does the KV cache save?", lambda: measure_cache(scale))
-    save_figure(cache_figure(results["cache"]["rows"]), figures / "cache.png")
+    log.run("Characters or subwords?", compare)
+    log.run("What does sampling trade?", lambda: measure_sampling(trained[0], trained[1], scale))
+    log.run("What does the KV cache save?", lambda: measure_cache(scale))
+    log.draw(cache_figure(log.results["cache"]["rows"]), "cache")
 
     def induct() -> dict[str, Any]:
         new, model = watch_induction(scale)
@@ -166,21 +147,15 @@ def main(argv: list[str] | None = None) -> int:
             model.config.vocab_size, (1, half), generator=torch.Generator().manual_seed(9)
         ).repeat(1, 2)
         maps = torch.stack(head_maps(model, ids))[:, 0]  # (L, H, T, T)
-        save_figure(induction_figure(new["induction"], maps), figures / "induction.png")
+        log.draw(induction_figure(new["induction"], maps), "induction")
         return new
 
-    run("Can a model learn to look back? One layer against two.", induct)
-    run("Where does the time of a step go?", lambda: profile_step(scale))
-    run("Which check finds which bug, and what does it cost to miss it?", lambda: run_clinic(scale))
-    write_results(
-        Path(args.out) / "results.json",
-        results,
-        command="building_from_scratch.py" + (" --smoke" if args.smoke else ""),
-        seeds=list(range(scale.seeds)),
-        device="cpu",
-        wall_seconds=time.perf_counter() - began,
+    log.run("Can a model learn to look back? One layer against two.", induct)
+    log.run("Where does the time of a step go?", lambda: profile_step(scale))
+    log.run(
+        "Which check finds which bug, and what does it cost to miss it?", lambda: run_clinic(scale)
     )
-    sys.stdout.write(f"\nresults.json and figures/ are in {args.out}\n")
+    log.finish(seeds=range(scale.seeds))
     return 0
 
 

@@ -26,8 +26,8 @@ def repeated_batches(
 
     The length of what is repeated varies from half/3 to half, so that the distance to look back
     cannot be learned as a number. What has no answer is not asked: in the first repetition the
-    targets are -100, which the loss leaves out. Asked there too, the model spends its first
-    thousand steps on fitting noise.
+    targets are -100, which the loss leaves out. Asked there too, the model spends
+    its steps on fitting noise.
     """
     generator = torch.Generator().manual_seed(seed)
     while True:

@@ -78,3 +78,22 @@ def test_table_of_shapes():
 def test_the_excess_of_gpt2s_initialisation():
     assert pytest.approx(0.026, abs=5e-4) == 128 * 0.02**2 / 2
     assert math.log(50_257) == pytest.approx(10.82, abs=5e-3)
+
+
+def test_the_largest_of_many_independent_logits():
+    assert math.sqrt(128) * math.sqrt(2 * math.log(4096)) == pytest.approx(46, abs=0.5)
+
+
+def test_the_score_of_a_head_that_cannot_tell_copies_apart():
+    """24 tokens drawn from 32: the token at place i has a copies before it, b after it."""
+
+    def chance(places: int, copies: int) -> float:
+        return math.comb(places, copies) * (1 / 32) ** copies * (31 / 32) ** (places - copies)
+
+    score = sum(
+        chance(i, a) * chance(23 - i, b) / (1 + 2 * a + b)
+        for i in range(24)
+        for a in range(i + 1)
+        for b in range(24 - i)
+    )
+    assert score / 24 == pytest.approx(0.67, abs=0.005)
