@@ -250,17 +250,25 @@ def _device_argument(name: str) -> torch.device:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _cpu_argument(name: str) -> torch.device:
+    if name not in ("auto", "cpu"):
+        raise argparse.ArgumentTypeError(f"these experiments run on the CPU alone; got {name!r}")
+    return torch.device("cpu")
+
+
 def script_parser(
     description: str,
     *,
     default_out: str | os.PathLike[str],
     smoke_out: str | os.PathLike[str] | None = None,
     epilog: str | None = None,
+    cpu_only: bool = False,
 ) -> argparse.ArgumentParser:
     """The options that every script has: `--device` (a torch.device when parsed), `--seed`,
     `--out` (a Path) and `--smoke`. Add your own to what it returns.
 
     A smoke run without `--out` writes to `smoke_out`, by default `default_out/runs/smoke`.
+    With `cpu_only`, for experiments that stay on the CPU, `--device` refuses every other.
     """
     parser = _ScriptParser(
         description=description,
@@ -271,10 +279,12 @@ def script_parser(
     parser.smoke_out = Path(smoke_out) if smoke_out else parser.default_out / "runs" / "smoke"
     parser.add_argument(
         "--device",
-        type=_device_argument,
+        type=_cpu_argument if cpu_only else _device_argument,
         default="auto",
-        metavar="auto|cpu|cuda|mps",
-        help="where to compute (default: auto, the fastest present)",
+        metavar="auto|cpu" if cpu_only else "auto|cpu|cuda|mps",
+        help="where to compute: these experiments run on the CPU"
+        if cpu_only
+        else "where to compute (default: auto, the fastest present)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
     parser.add_argument(

@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = script_parser(
         "Derivatives by machine, networks by hand, and what numbers a computer has.",
         default_out=_HERE,
+        cpu_only=True,
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)

@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = script_parser(
         "Climb from counting to the LSTM, and see what a fixed state cannot hold.",
         default_out=_HERE,
+        cpu_only=True,
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)

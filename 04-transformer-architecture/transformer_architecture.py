@@ -30,7 +30,9 @@ _HERE = Path(__file__).resolve().parent
 def main(argv: list[str] | None = None) -> int:
     """Run all experiments, print their tables, write results.json and figures/."""
     parser = script_parser(
-        "Translate, move the norms, say positions in six ways, count the cost.", default_out=_HERE
+        "Translate, move the norms, say positions in six ways, count the cost.",
+        default_out=_HERE,
+        cpu_only=True,
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from brief_training import (
+    Texts,
     byte_texts,
     held_out_bits,
     next_token_windows,
@@ -22,6 +23,7 @@ from brief_training import (
     unigram_nats,
 )
 from debugging import (
+    Report,
     activation_statistics,
     causal_leak,
     dead_units,
@@ -30,7 +32,7 @@ from debugging import (
     overfit_one_batch,
 )
 from experiment_log import ExperimentLog
-from gpt import gpt_preset
+from gpt import GPT, gpt_preset
 from gpt_experiments import (
     DEFAULT_SCALE,
     SMOKE_SCALE,
@@ -47,58 +49,101 @@ from gpt_experiments import (
 )
 from gpt_figures import cache_figure, induction_figure, residual_figure, steps_figure
 from induction import head_maps
-from lab import progress, script_parser, seed_everything
-from planted_bugs import planted_bugs
+from lab import interval, progress, script_parser, seed_everything
+from planted_bugs import PlantedBug, planted_bugs
 
 HERE = Path(__file__).resolve().parent
 
 
 def run_clinic(scale: Scale) -> dict[str, Any]:
-    """Plant each bug, run every check, and train for a short while with the bug left in."""
+    """Plant each bug, run every check, and train for a short while with the bug left in.
+
+    Every seed makes its own patient. A check *finds* a bug that it reports with every seed; where
+    it does so with some of them only, the table says with how many.
+    """
     texts = byte_texts(max_bytes=scale.train_bytes, held_out_bytes=scale.held_out_bytes)
     found, cost = [], []
+    names: list[str] = []
     for bug in progress(planted_bugs(), desc="clinic", unit="bug"):
-        ids, targets = next(
-            next_token_windows(texts.train, batch_size=8, seq_len=scale.seq_len, seed=1)
-        )
-
-        def patient(bug=bug):
-            model = new_gpt(scale, vocab_size=texts.vocab_size, seed=0)
-            bug.plant(model)
-            return model
-
-        reports = {
-            "initial loss": initial_loss_check(patient(), ids, targets, loss_of=bug.loss_of),
-            "one batch": overfit_one_batch(
-                patient(), ids[:2], targets[:2], loss_of=bug.loss_of, steps=scale.overfit_steps
-            ),
-            "causal leak": causal_leak(patient(), ids[:2]),
-            "gradient flow": gradient_flow(patient(), ids, targets, loss_of=bug.loss_of),
-            "activations": activation_statistics(patient(), ids),
-            "dead units": dead_units(patient(), ids),
-        }
-        marks = ["—" if report.ok else "finds it" for report in reports.values()]
+        reported, trained = [], []
+        for seed in range(scale.seeds):
+            reports = _examine(bug, texts, scale, seed)
+            names = list(reports)
+            reported.append([not report.ok for report in reports.values()])
+            trained.append(_train_patient(bug, texts, scale, seed))
+        finds = [sum(check) for check in zip(*reported, strict=True)]
+        marks = [_mark(times, scale.seeds) for times in finds]
         found.append([bug.name, bug.looks_like, *marks])
-        model = patient()
-        windows = next_token_windows(
-            texts.train, batch_size=scale.batch_size, seq_len=scale.seq_len, seed=0
-        )
-        losses = train_briefly(model, windows, steps=scale.clinic_steps, loss_of=bug.loss_of)
-        bits = held_out_bits(model, texts, seq_len=scale.seq_len)
-        cost.append([bug.name, losses[0], sum(losses[-10:]) / len(losses[-10:]), bits])
-    columns = ["bug", "what you would see", *reports]
+        first, last, bits = zip(*trained, strict=True)
+        cost.append([bug.name, interval(first)[0], *interval(last), *interval(bits)])
     caught = [row[0] for row in found[1:] if "finds it" in row]
     return {
-        "clinic": {"columns": columns, "rows": found},
+        "clinic": {"columns": ["bug", "what you would see", *names], "rows": found},
         "clinic_loss": {
-            "columns": ["bug", "first loss", "last training loss", "held-out bits per byte"],
+            "columns": [
+                "bug",
+                "first loss",
+                "last training loss",
+                "± 95 %",
+                "held-out bits per byte",
+                "± 95 % ",
+            ],
             "rows": cost,
-            "formats": ["", ".2f", ".2f", ".2f"],
+            "formats": ["", ".2f", ".2f", ".2f", ".2f", ".2f"],
         },
         "clinic_caught": len(caught),
         "clinic_bugs": len(found) - 1,
         "clinic_unigram_nats": unigram_nats(texts.train, texts.vocab_size),
     }
+
+
+def _patient(bug: PlantedBug, texts: Texts, scale: Scale, seed: int) -> GPT:
+    model = new_gpt(scale, vocab_size=texts.vocab_size, seed=seed, num_layers=scale.clinic_layers)
+    bug.plant(model)
+    return model
+
+
+def _examine(bug: PlantedBug, texts: Texts, scale: Scale, seed: int) -> dict[str, Report]:
+    """All six checks of a fresh patient, by name."""
+    ids, targets = next(
+        next_token_windows(texts.train, batch_size=8, seq_len=scale.seq_len, seed=seed + 1)
+    )
+    generator = torch.Generator().manual_seed(seed + 2)
+    unknowable = torch.randint(texts.vocab_size, targets.shape, generator=generator)
+
+    def patient() -> GPT:
+        return _patient(bug, texts, scale, seed)
+
+    few = ids[:2], targets[:2]
+    return {
+        "initial loss": initial_loss_check(patient(), ids, unknowable, loss_of=bug.loss_of),
+        "one batch": overfit_one_batch(
+            patient(), *few, loss_of=bug.loss_of, steps=scale.overfit_steps
+        ),
+        "causal leak": causal_leak(patient(), ids[:2]),
+        "gradient flow": gradient_flow(patient(), ids, targets, loss_of=bug.loss_of),
+        "activations": activation_statistics(patient(), ids),
+        "dead units": dead_units(patient(), ids),
+    }
+
+
+def _train_patient(
+    bug: PlantedBug, texts: Texts, scale: Scale, seed: int
+) -> tuple[float, float, float]:
+    """First training loss, mean of the last ten, and bits per byte of the held-out text."""
+    model = _patient(bug, texts, scale, seed)
+    windows = next_token_windows(
+        texts.train, batch_size=scale.batch_size, seq_len=scale.seq_len, seed=seed
+    )
+    losses = train_briefly(model, windows, steps=scale.clinic_steps, loss_of=bug.loss_of)
+    bits = held_out_bits(model, texts, seq_len=scale.seq_len)
+    return losses[0], sum(losses[-10:]) / len(losses[-10:]), bits
+
+
+def _mark(times: int, seeds: int) -> str:
+    if times in (0, seeds):
+        return "finds it" if times else "—"
+    return f"{times} of {seeds}"
 
 
 def count_tied_numbers() -> dict[str, Any]:
@@ -113,7 +158,9 @@ def count_tied_numbers() -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Run all experiments, print their tables, write results.json and figures/."""
     parser = script_parser(
-        "Build a GPT part by part, measure each part, break it and find the bug.", default_out=HERE
+        "Build a GPT part by part, measure each part, break it and find the bug.",
+        default_out=HERE,
+        cpu_only=True,
     )
     args = parser.parse_args(argv)
     seed_everything(args.seed)

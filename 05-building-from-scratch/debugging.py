@@ -1,7 +1,7 @@
 """Six checks whose result is known in advance, for code that trains without crashing.
 
 A loss curve that looks plausible proves nothing. Each of these costs seconds, has an answer that
-a healthy model must give, and finds bugs that the others cannot. They know a model only as
+a healthy model must give, and asks something that no other asks. They know a model only as
 `model(ids) -> logits`; the three that look inside need `token_embedding` and `blocks`.
 
 README, "What goes wrong". Letters: B batch, T positions, D model width, V vocabulary.

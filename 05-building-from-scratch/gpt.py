@@ -8,8 +8,8 @@ There is little here to see, which is the point: attention is topic 03's, the bl
 the feed-forward layer are topic 04's, and decoding knows the model only by what every decoder of
 this course has: `forward(ids, *, cache, keep, positions, last_only)`, `config`, `new_cache`.
 
-README, "GPT from an empty file". Letters: B batch, T new tokens, S all tokens so far, D model
-width, V vocabulary, L layers, F feed-forward width.
+README, "From an empty file, one part at a time". Letters: B batch, T new tokens, S all tokens so
+far, D model width, V vocabulary, L layers, F feed-forward width.
 """
 
 from __future__ import annotations

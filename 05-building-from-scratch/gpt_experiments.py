@@ -52,6 +52,7 @@ class Scale:
     subword_steps: int
     subword_vocab: int
     induction_steps: int
+    clinic_layers: int
     clinic_steps: int
     overfit_steps: int
     cache_lengths: tuple[int, ...]
@@ -71,7 +72,8 @@ DEFAULT_SCALE = Scale(
     subword_steps=400,
     subword_vocab=1024,
     induction_steps=600,
-    clinic_steps=120,
+    clinic_layers=2,
+    clinic_steps=100,
     overfit_steps=150,
     cache_lengths=(32, 64, 128, 256, 512, 1024),
     sampled_tokens=2000,
@@ -89,6 +91,7 @@ SMOKE_SCALE = Scale(
     subword_steps=5,
     subword_vocab=300,
     induction_steps=5,
+    clinic_layers=2,
     clinic_steps=5,
     overfit_steps=5,
     cache_lengths=(16, 32, 64),
@@ -281,12 +284,19 @@ def measure_cache(scale: Scale) -> dict[str, Any]:
 
 
 def measure_sampling(model: GPT, tokenizer: LibraryTokenizer, scale: Scale) -> dict[str, Any]:
-    """How temperature and top-p trade words that exist against words that vary."""
-    train, _ = corpus_bytes(max_bytes=scale.train_bytes, held_out_bytes=1)
+    """How temperature and top-p trade words that exist against words that vary.
+
+    Every setting continues the same beginnings, an eighth of a window of held-out text each, to
+    the length of the windows that the model was trained on, and no further.
+    """
+    train, held_out = corpus_bytes(max_bytes=scale.train_bytes, held_out_bytes=scale.held_out_bytes)
     known = set(_words(train.decode("utf-8", errors="replace")))
     rows = []
-    prompt = tokenizer.encode("def ").ids
-    length = model.config.max_seq_len // 4
+    ids = tokenizer.encode(held_out.decode("utf-8", errors="replace")).ids
+    begun = max(1, scale.seq_len // 8)
+    length = scale.seq_len - begun
+    count = min(max(1, scale.sampled_tokens // length), len(ids) // scale.seq_len)
+    prompts = [ids[i * scale.seq_len :][:begun] for i in range(count)]
     settings = [
         (0.0, None),
         (0.5, None),
@@ -297,15 +307,14 @@ def measure_sampling(model: GPT, tokenizer: LibraryTokenizer, scale: Scale) -> d
         (1.4, None),
     ]
     for temperature, top_p in progress(settings, desc="sampling", unit="setting"):
-        count = max(1, scale.sampled_tokens // length)
         texts = generate(
             model,
-            [prompt] * (1 if temperature == 0 else count),
+            prompts,
             max_new_tokens=length,
             sampling=SamplingConfig(temperature=temperature, top_p=top_p),
             generator=torch.Generator().manual_seed(6),
         )
-        words = [word for ids in texts for word in _words(tokenizer.decode(ids))]
+        words = [word for text in texts for word in _words(tokenizer.decode(text))]
         rows.append(
             [
                 f"{temperature:g}" if temperature else "0 (greedy)",
@@ -434,7 +443,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[A-Za-z]{3,}", text)
 
 
-def _median_ms(call, *, rounds: int = 9) -> float:
+def _median_ms(call, *, rounds: int = 31) -> float:
     """Median milliseconds of a call, after two that are not counted."""
     for _ in range(2):
         call()

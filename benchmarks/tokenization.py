@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["RAYON_NUM_THREADS"] = str(args.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     started = time.perf_counter()
-    size, merges, small_size, small_merges = 10_000_000, 8000, 1_000_000, 1000
+    size, merges, small_size, small_merges = 10_000_000, 8000, 2_000_000, 4000
     streamed = 100_000_000
     rounds = args.rounds
     if args.smoke:

@@ -42,6 +42,16 @@ def test_pick_device_names_what_it_takes(name):
         lab.pick_device(name)
 
 
+def test_a_cpu_only_script_takes_no_other_device(capsys, tmp_path):
+    parser = lab.script_parser("x", default_out=tmp_path, cpu_only=True)
+    for taken in ([], ["--device", "auto"], ["--device", "cpu"]):
+        assert parser.parse_args(taken).device == torch.device("cpu")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--device", "cuda"])
+    assert ended.value.code == 2
+    assert "run on the CPU alone; got 'cuda'" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_pick_device_says_what_is_there_when_one_is_absent():
     with pytest.raises(ValueError, match="'cuda:0' is absent: this machine has cpu"):
