@@ -218,7 +218,8 @@ class RecurrentLM(nn.Module):
         self.output = nn.Linear(config.d_model, config.vocab_size)
         with torch.no_grad():
             bound = 1 / math.sqrt(config.d_model)
-            self.embedding.weight.normal_(0.0, 0.1, generator=generator)
+            # As large as the states will be: much smaller inputs are hardly heard at first.
+            self.embedding.weight.normal_(generator=generator)
             self.output.weight.uniform_(-bound, bound, generator=generator)
             self.output.bias.zero_()
 

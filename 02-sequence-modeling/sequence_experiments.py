@@ -45,14 +45,15 @@ class LadderScale:
     stories: int = 3500
     held_out_stories: int = 40
     parameters: int = 120_000
-    steps: int = 600
+    steps: int = 2000
+    peak_rate: float = 1e-2
     seeds: int = 3
-    orders: tuple[int, ...] = (1, 2, 3, 5, 8)
+    orders: tuple[int, ...] = (1, 2, 3, 5, 8, 12)
     distance: int = 60
     widths: tuple[int, ...] = (16, 64)
     longest: int = 16
     bottleneck_steps: int = 700
-    coded_bytes: int = 12_000
+    coded_bytes: int = 30_000
     lengths: tuple[int, ...] = (32, 128, 512)
 
 
@@ -128,11 +129,11 @@ def climb_the_ladder(scale: LadderScale) -> tuple[dict[str, Any], RecurrentLM, N
         config = RecurrentConfig(vocab_size=256, d_model=width, cell=cell, embed_dim=32)
         last = RecurrentLM(config, generator=torch.Generator().manual_seed(seed))
         widths[cell], parameters[cell] = width, count_parameters(last)
-        optimizer = torch.optim.Adam(last.parameters(), lr=4e-3)
+        optimizer = torch.optim.Adam(last.parameters(), lr=scale.peak_rate)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=4e-3, total_steps=scale.steps + 1
+            optimizer, max_lr=scale.peak_rate, total_steps=scale.steps + 1
         )
-        evaluation = _Evaluation(last, held_ids, max(1, scale.steps // 5))
+        evaluation = _Evaluation(last, held_ids, max(1, scale.steps // 10))
         step = TruncatedBPTT(last, optimizer, scheduler=scheduler, reset_every=8)
         fit(step, _forever(ids, 16, 64), [evaluation], max_steps=scale.steps)
         curves[cell].append(evaluation.curve)
