@@ -249,6 +249,8 @@ class MultiHeadAttention(nn.Module):
         out_bias: whether the output projection has one; None = as `bias`.
         dropout: probability of zeroing an attention weight in training.
         d_memory: width of `memory` in cross-attention; None = D.
+        scale: what to multiply the dot products by; None = 1/√K (T5 takes 1 and lets its initial
+            weights do the scaling).
 
     Raises:
         ValueError: sizes that are not positive or do not divide, or a dropout outside [0, 1).
@@ -267,6 +269,7 @@ class MultiHeadAttention(nn.Module):
         out_bias: bool | None = None,
         dropout: float = 0.0,
         d_memory: int | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -300,6 +303,7 @@ class MultiHeadAttention(nn.Module):
         self.head_dim = head_dim
         self.attend = attend
         self.dropout = dropout
+        self.scale = scale
         self.q_proj = nn.Linear(d_model, num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(d_memory, num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(d_memory, num_kv_heads * head_dim, bias=bias)
@@ -362,6 +366,7 @@ class MultiHeadAttention(nn.Module):
             keep=keep,
             bias=bias,
             causal=causal,
+            scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
         )  # (B, H, T, K)
         merged = attended.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim)

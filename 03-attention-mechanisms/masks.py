@@ -58,6 +58,25 @@ def padding_mask(lengths: Tensor, S: int, *, side: str = "right") -> Tensor:
     return (place < lengths[:, None])[:, None, None, :]  # (B, 1, 1, S)
 
 
+def keep_over_keys(name: str, keep: Tensor | None, source: Tensor) -> Tensor | None:
+    """Give a batch's keep, one a token, the shape that attention takes: (B, S) -> (B, 1, 1, S).
+
+    Args:
+        name: what to call it in an error.
+        keep: bool (B, S), True = a real token; None = all, and the answer is None.
+        source: what it belongs to: ids (B, S) or vectors (B, S, D).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if keep is None:
+        return None
+    wanted = source.shape[:2]
+    if keep.shape != wanted:
+        raise ValueError(f"{name} has shape {tuple(keep.shape)}; it must be {tuple(wanted)}")
+    return keep[:, None, None, :]
+
+
 def sliding_window_mask(
     T: int,
     window: int,

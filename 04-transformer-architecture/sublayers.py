@@ -185,7 +185,7 @@ class FeedForward(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
         self.activation = activation
-        self.activate = _activation_function(activation)
+        self.activate = activation_function(activation)
         self.dropout = dropout
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
@@ -222,7 +222,7 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         _check_widths(d_model, d_ff)
         self.activation = activation
-        self.activate = _activation_function(activation)
+        self.activate = activation_function(activation)
         self.gate = nn.Linear(d_model, d_ff, bias=bias)
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
@@ -246,8 +246,8 @@ def _relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def _activation_function(name: Activation) -> Callable[[Tensor], Tensor]:
-    """Return the function of that name."""
+def activation_function(name: Activation) -> Callable[[Tensor], Tensor]:
+    """Return the function of that name. Raises ValueError for an unknown one."""
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "gelu": F.gelu,
         "gelu_tanh": _gelu_tanh,

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention import CrossKVCache, GrowingKVCache, LayerKVCache, MultiHeadAttention
+from masks import keep_over_keys
 from positional_encoding import sinusoidal_encoding
 from sublayers import FeedForward, LayerNorm
 
@@ -299,7 +300,7 @@ class Transformer(nn.Module):
         """Source ids (B, S) -> memory (B, S, D)."""
         src_keep = src != self.pad_id if src_keep is None else src_keep
         x = self._embed(self.src_embedding, src, 0)  # (B, S, D)
-        return self.encoder(x, keep=_over_keys("src_keep", src_keep, src))
+        return self.encoder(x, keep=keep_over_keys("src_keep", src_keep, src))
 
     def decode(
         self,
@@ -320,7 +321,7 @@ class Transformer(nn.Module):
             x,
             memory=memory,
             keep=None if tgt_keep is None else tgt_keep[:, None, None, :],  # (B, 1, 1, T)
-            memory_keep=_over_keys("memory_keep", memory_keep, memory),
+            memory_keep=keep_over_keys("memory_keep", memory_keep, memory),
             causal=True,
             caches=None if cache is None else cache.own,
             cross_caches=None if cache is None else cache.cross,
@@ -488,13 +489,3 @@ def _length_limit(model: Transformer, src: Tensor, max_new_tokens: int | None) -
     if not 1 <= max_new_tokens <= longest:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be from 1 to {longest}")
     return max_new_tokens
-
-
-def _over_keys(name: str, keep: Tensor | None, source: Tensor) -> Tensor | None:
-    """Turn a keep of (B, S) into one that attention takes: (B, 1, 1, S)."""
-    if keep is None:
-        return None
-    wanted = source.shape[:2]
-    if keep.shape != wanted:
-        raise ValueError(f"{name} has shape {tuple(keep.shape)}; it must be {tuple(wanted)}")
-    return keep[:, None, None, :]

@@ -81,7 +81,8 @@ def load_pretrained(
     Args:
         directory_or_name: a local directory, or a hub name ("gpt2", "Qwen/Qwen3-0.6B") that is
             then downloaded or taken from the local cache.
-        families: the architectures to accept, told apart by config.json's `model_type`.
+        families: the architectures to accept, told apart by config.json's `model_type`, and
+            families of one type (BERT with one head or another) by its `architectures`.
         dtype: of the parameters; None keeps each tensor's own.
         device: where the model goes; None is the CPU.
 
@@ -96,13 +97,7 @@ def load_pretrained(
     directory = _find(directory_or_name)
     config_path = directory / "config.json"
     raw = _read_json(config_path)
-    known = {family.name: family for family in families}
-    family = known.get(str(raw.get("model_type")))
-    if family is None:
-        raise ValueError(
-            f"{config_path} is of model_type {raw.get('model_type')!r}; "
-            f"can load {', '.join(sorted(known))}"
-        )
+    family = _choose(tuple(families), raw, config_path)
     if raw.get("quantization_config"):
         raise ValueError(f"{config_path}: quantised weights cannot be read")
     tensors = _read_weights(directory)
@@ -199,6 +194,26 @@ def save_pretrained(
     # In config.json a padding id would make that row of the embedding untrainable there.
     _write_json(directory / "config.json", {**header, **specials, "pad_token_id": None, **entries})
     return directory
+
+
+def _choose(families: tuple[Family, ...], raw: Mapping[str, Any], config_path: Path) -> Family:
+    """The family that config.json asks for."""
+    of_type = [family for family in families if family.name == raw.get("model_type")]
+    if not of_type:
+        raise ValueError(
+            f"{config_path} is of model_type {raw.get('model_type')!r}; "
+            f"can load {', '.join(sorted({family.name for family in families}))}"
+        )
+    if len(of_type) == 1:
+        return of_type[0]
+    wanted = raw.get("architectures") or []
+    for family in of_type:
+        if family.architecture in wanted:
+            return family
+    raise ValueError(
+        f"{config_path} is of architectures {wanted}; of model_type {of_type[0].name!r} "
+        f"can load {', '.join(sorted(family.architecture for family in of_type))}"
+    )
 
 
 def _find(directory_or_name: str | os.PathLike[str]) -> Path:

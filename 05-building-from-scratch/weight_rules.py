@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,12 +46,15 @@ class Rule:
         transpose: their matrix is (in, out), as in GPT-2's `Conv1D`; ours are (out, in).
         tied_to: where `config.tie_embeddings` is set, `ours` is the same parameter as this one.
             It is then not written, and on reading it may be absent or must be equal.
+        when: a question to the config; the tensor exists only where the answer is yes. None =
+            always.
     """
 
     theirs: str
     ours: str | tuple[str, ...]
     transpose: bool = False
     tied_to: str | None = None
+    when: Callable[[Any], bool] | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -61,7 +64,7 @@ class Rule:
         """The same rule with `{i}` filled in."""
         ours = tuple(name.replace("{i}", str(layer)) for name in self.targets)
         theirs = self.theirs.replace("{i}", str(layer))
-        return Rule(theirs, ours, transpose=self.transpose, tied_to=self.tied_to)
+        return replace(self, theirs=theirs, ours=ours)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class Family:
         prefix: what a checkpoint of the bare model, without its output layer, leaves out of
             its names ("transformer."). Both spellings are read, the full one is written.
         ignore: regular expressions of names that hold no weights (buffers in old files).
+        aliases: older spellings, as (regular expression, replacement): BERT's first checkpoints
+            call a norm's weight and bias gamma and beta.
     """
 
     name: str
@@ -92,10 +97,13 @@ class Family:
     build: Callable[[Any], nn.Module]
     prefix: str = ""
     ignore: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
     def rules_for(self, config: Any) -> Iterator[Rule]:
         """The table with one line for each tensor of a model with this config."""
         for rule in self.rules:
+            if rule.when is not None and not rule.when(config):
+                continue
             layers = config.num_layers if "{i}" in rule.theirs else 1
             yield from (rule.at(layer) for layer in range(layers))
 
@@ -208,6 +216,8 @@ def _with_full_names(
     expected = {rule.theirs for rule in family.rules_for(config)}
     full: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
+        for old, new in family.aliases:
+            name = re.sub(old, new, name)
         long_name = name
         if name not in expected and family.prefix and not name.startswith(family.prefix):
             long_name = family.prefix + name

@@ -717,3 +717,17 @@ def test_gpu_kernels_agree_with_the_reference(dtype, mask):
         slopes = [torch.autograd.grad(out.float().square().sum(), inputs) for out in outs]
         for ours, reference in zip(slopes[1], slopes[0], strict=True):
             torch.testing.assert_close(ours, reference, atol=2 * tolerance, rtol=2 * tolerance)
+
+
+@pytest.mark.parametrize("factor", [None, 1.0, 0.2])
+def test_the_scale_of_the_scores_is_the_callers_choice(factor):
+    """A factor on the scores is a factor on the queries."""
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(12, 3, scale=factor)
+    plain = MultiHeadAttention(12, 3)
+    plain.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        for parameter in plain.q_proj.parameters():
+            parameter.mul_(1.0 if factor is None else factor * math.sqrt(4))
+    x = torch.randn(2, 5, 12)
+    torch.testing.assert_close(layer(x, causal=True), plain(x, causal=True))

@@ -18,6 +18,7 @@ from masks import (
     combine_masks,
     dilated_mask,
     document_mask,
+    keep_over_keys,
     padding_mask,
     prefix_mask,
     sliding_window_mask,
@@ -300,3 +301,14 @@ def test_bad_values(call, message):
 def test_masks_are_bool(call):
     with pytest.raises(TypeError, match=r"dtype torch\.float32; it must be bool"):
         call()
+
+
+def test_a_batchs_keep_takes_the_shape_of_the_scores() -> None:
+    keep = torch.tensor([[True, False, True], [True, True, False]])
+    for source in (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, 8)):
+        mask = keep_over_keys("keep", keep, source)
+        assert mask is not None
+        assert torch.equal(mask.expand(2, 4, 5, 3)[:, 1, 2], keep)
+    assert keep_over_keys("keep", None, keep) is None
+    with pytest.raises(ValueError, match=r"src_keep has shape \(2, 2\); it must be \(2, 3\)"):
+        keep_over_keys("src_keep", keep[:, 1:], keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -180,3 +180,25 @@ def test_gradients_that_are_absent_may_be_left_out() -> None:
     theirs = export_state(ours, TOY, ToyConfig(), strict=False)
     assert "model.l.0.out" not in theirs
     assert "model.l.1.out" in theirs
+
+
+def test_a_rule_may_hold_for_some_configs_only() -> None:
+    extra = Rule(
+        "model.l.{i}.extra", "blocks.{i}.extra", when=lambda config: config.num_layers == 1
+    )
+    family = replace(TOY, rules=(*TOY.rules, extra))
+    one, two = ToyConfig(num_layers=1), ToyConfig(num_layers=2)
+    assert "model.l.0.extra" in {rule.theirs for rule in family.rules_for(one)}
+    theirs = export_state(random_state(), family, two)
+    assert import_state(theirs, family, two, our_shapes()).keys() == random_state().keys()
+    with pytest.raises(ValueError, match=r"missing: blocks\.0\.extra"):
+        export_state(random_state(num_layers=1), family, one)
+
+
+def test_older_spellings_are_read_and_never_written() -> None:
+    family = replace(TOY, aliases=((r"\.OUT$", ".out"),))
+    theirs = export_state(random_state(), family, ToyConfig())
+    old = {name.replace(".out", ".OUT"): tensor for name, tensor in theirs.items()}
+    assert old.keys() != theirs.keys()
+    back = import_state(old, family, ToyConfig(), our_shapes())
+    assert torch.equal(back["blocks.1.out"], random_state()["blocks.1.out"])
