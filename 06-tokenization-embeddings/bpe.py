@@ -44,18 +44,6 @@ def byte_characters() -> dict[int, str]:
 # Training
 
 
-class _Layout(NamedTuple):
-    """All distinct pre-tokens side by side, a cell a byte, with a boundary cell around each.
-
-    A token is known by the cell that it starts at. Its neighbours are found without links: the
-    next one starts where it ends, and the previous one ends in the cell before it.
-    """
-
-    head: NDArray[np.int32]  # (cells,) id of the token that starts here; -1 boundary, -2 inside
-    tail: NDArray[np.int32]  # (cells,) id of the token that ends here; -1 boundary
-    weight: NDArray[np.int64]  # (cells,) how often the pre-token of this cell occurs
-
-
 class _Pair(NamedTuple):
     """A heap entry: the smallest is the pair with the highest count, then with the lowest ids."""
 
@@ -65,7 +53,9 @@ class _Pair(NamedTuple):
     starts: NDArray[np.integer]  # cells at which the pair starts; merges elsewhere make some stale
 
 
-def _lay_out(counts: Mapping[str, int]) -> _Layout:
+def _lay_out(counts: Mapping[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """All distinct pre-tokens side by side, a cell a byte, with a boundary cell around each: the
+    (cells,) ids, -1 at a boundary, and how often the pre-token of each cell occurs."""
     words = [word.encode() for word in counts]
     ids = np.full(256, -1, np.int32)
     ids[np.frombuffer(_BYTE_ORDER, np.uint8)] = np.arange(256)
@@ -73,8 +63,7 @@ def _lay_out(counts: Mapping[str, int]) -> _Layout:
     flat = np.frombuffer(b"\xff" + b"\xff".join(words) + b"\xff", np.uint8)
     cells = np.fromiter(map(len, words), np.int64, len(words)) + 1
     weight = np.repeat(np.fromiter(counts.values(), np.int64, len(words)), cells)
-    head = ids[flat]  # (cells,)
-    return _Layout(head, head.copy(), np.concatenate((np.zeros(1, np.int64), weight)))
+    return ids[flat], np.concatenate((np.zeros(1, np.int64), weight))  # (cells,)
 
 
 def _by_value(
@@ -103,10 +92,23 @@ def _every_other(starts: NDArray[np.integer], width: int) -> NDArray[np.integer]
     return starts[(place - run_start) % 2 == 0]
 
 
-def _learn_merges(
-    counts: Mapping[str, int], num_merges: int, min_frequency: int
+def learn_merges(
+    head: NDArray[np.int32],
+    weight: NDArray[np.int64],
+    num_symbols: int,
+    num_merges: int,
+    min_frequency: int,
 ) -> list[tuple[int, int]]:
-    """The merges as pairs of ids; the n-th makes id 256 + n.
+    """The merges as pairs of ids; the n-th makes id num_symbols + n.
+
+    Args:
+        head: (cells,) ids of the symbols of all distinct words, with -1 at both ends and between
+            words. It is overwritten.
+        weight: (cells,) how often the word of a cell occurs.
+
+    All words lie side by side. A token is known by the cell that it starts at; inside it are cells
+    of -2. Its neighbours are found without links: the next one starts where it ends, and the
+    previous one ends in the cell before it.
 
     Nothing is recounted. A pair gets its list of starts when its younger part is made and never
     gains one later, so the count that it carries in the heap can only be too high. It is put
@@ -114,12 +116,16 @@ def _learn_merges(
     the pair goes back. What stays on top is the true maximum. A merge then touches only the cells
     around its own starts.
     """
-    head, tail, weight = _lay_out(counts)
-    width = [1] * 256  # bytes of each id
+    tail = head.copy()  # (cells,) id of the token that ends here; -1 boundary
+    width = [1] * num_symbols  # cells of each id
     places = np.arange(len(head) - 1, dtype=np.int32 if len(head) < 2**31 else np.int64)
     places = places[(head[:-1] >= 0) & (head[1:] >= 0)]
-    keys = head[places] * 256 + head[places + 1]
-    heap = [_Pair(-n, *divmod(key, 256), at) for key, n, at in _by_value(keys, places, weight)]
+    keys = head[places].astype(np.int32 if num_symbols < 2**15 else np.int64)
+    keys = keys * num_symbols + head[places + 1]
+    heap = [
+        _Pair(-count, *divmod(key, num_symbols), at)
+        for key, count, at in _by_value(keys, places, weight)
+    ]
     heapq.heapify(heap)
     merges: list[tuple[int, int]] = []
     while heap and len(merges) < num_merges:
@@ -132,7 +138,7 @@ def _learn_merges(
         if count < max(1, min_frequency):
             break
         heapq.heappop(heap)
-        new = 256 + len(merges)
+        new = num_symbols + len(merges)
         merges.append((a, b))
         width.append(width[a] + width[b])
         if a == b:
@@ -188,7 +194,9 @@ def train_bpe(
     """
     _check_training(vocab_size, min_frequency)
     counts = count_pretokens(texts, pattern, workers=workers)
-    return _from_id_pairs(_learn_merges(counts, vocab_size - 256, min_frequency), pattern)
+    symbols, weight = _lay_out(counts)
+    merges = learn_merges(symbols, weight, 256, vocab_size - 256, min_frequency)
+    return _from_id_pairs(merges, pattern)
 
 
 def train_bpe_by_recounting(

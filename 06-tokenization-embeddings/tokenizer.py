@@ -1,4 +1,4 @@
-"""The one interface between text and ids: ordinary text by a byte-level BPE, special tokens, files.
+"""The one interface between text and ids: a model of ordinary text, special tokens, files.
 
 A special token such as <|endoftext|> is an instruction to whoever reads the ids. In a text it is
 only found where the caller allows it: in what a user has typed it is ordinary characters, so that
@@ -17,8 +17,10 @@ import regex
 
 from bpe import BPE
 from pretokens import check_text, safe_parts
+from subword_model import SubwordModel
 from tokenizer_files import (
     EOS_TOKEN,
+    PAD_TOKENS,
     TokenizerParts,
     read_gpt2_files,
     read_roles,
@@ -27,23 +29,42 @@ from tokenizer_files import (
     tokenizer_config_json,
     tokenizer_json,
 )
+from unigram import Unigram
+from wordpiece import WordPiece
+
+BERT_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 
 AllowedSpecial = Collection[str] | Literal["all"]
 
 
-class Tokenizer:
-    """Text to ids and back. `decode(encode(text)) == text` for every string.
+def _different(special_tokens: Sequence[str]) -> list[str]:
+    if isinstance(special_tokens, str):
+        raise TypeError(f"special_tokens must be several names, not one string: {[special_tokens]}")
+    names = list(special_tokens)
+    if len(set(names)) < len(names):
+        raise ValueError(f"special tokens must be different: {names}")
+    return names
 
-    Make one with `Tokenizer.from_bpe`, `Tokenizer.load` or `Tokenizer.from_tiktoken`.
+
+class Tokenizer:
+    """Text to ids and back. `decode(encode(text)) == text` for every string where the model is
+    byte-level: every BPE here, and WordPiece and Unigram over `ByteLevelText`.
+
+    Make one with `Tokenizer.from_bpe`, `from_wordpiece`, `from_unigram`, `load` or `from_tiktoken`.
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
         self.parts = parts
-        self.bpe = parts.bpe
+        self.model = parts.model
         self.special_tokens = dict(parts.special_tokens)
         added = parts.added_tokens
         self._added = added
-        self._bytes = self.bpe.pieces | {id_: token.encode() for token, id_ in added.items()}
+        # Where words come without their spaces, decoding puts one before each word and token.
+        self._spaced = isinstance(self.model, SubwordModel) and self.model.surface.spaced
+        space = " " * self._spaced
+        self._bytes = self.model.pieces | {
+            id_: (space + token).encode() for token, id_ in added.items()
+        }
         self._finders: dict[frozenset[str], regex.Pattern[str] | None] = {}
         self.vocab_size = max(self._bytes) + 1
 
@@ -73,25 +94,70 @@ class Tokenizer:
         Raises:
             ValueError: a name twice, an id that is taken, or a role for an unknown token.
         """
-        if isinstance(special_tokens, str):
-            raise TypeError(
-                f"special_tokens must be several names, not one string: {[special_tokens]}"
-            )
         if not isinstance(special_tokens, Mapping):
-            names = list(special_tokens)
-            if len(set(names)) < len(names):
-                raise ValueError(f"special tokens must be different: {names}")
+            names = _different(special_tokens)
             special_tokens = {name: id_ for id_, name in enumerate(names)}
             bpe = bpe.shifted(len(names))
         if eos_token is None and EOS_TOKEN in special_tokens:
             eos_token = EOS_TOKEN
         return cls(
             TokenizerParts(
-                bpe=bpe,
+                model=bpe,
                 special_tokens=special_tokens,
                 eos_token=eos_token,
                 bos_token=bos_token,
                 pad_token=pad_token,
+            )
+        )
+
+    @classmethod
+    def from_wordpiece(
+        cls, model: WordPiece, special_tokens: Sequence[str] = BERT_TOKENS, **roles: str | None
+    ) -> Tokenizer:
+        """Add special tokens to a trained WordPiece: they take the first ids, and the unknown token
+        is one of them, too.
+
+        Args:
+            roles: eos_token, bos_token, pad_token; <|endoftext|> and [PAD] have theirs anyway.
+
+        Raises:
+            ValueError: a name twice, or a role for an unknown token.
+        """
+        names = _different(special_tokens)
+        return cls._with_names(model.shifted(len(names)), names, model.unk_token, roles)
+
+    @classmethod
+    def from_unigram(
+        cls,
+        model: Unigram,
+        special_tokens: Sequence[str] = ("<pad>", EOS_TOKEN),
+        **roles: str | None,
+    ) -> Tokenizer:
+        """Add special tokens to a trained Unigram, as `from_wordpiece` does."""
+        names = _different(special_tokens)
+        unknown = None if model.unk_id is None else model.names[model.unk_id]
+        return cls._with_names(model.with_special_tokens(names), names, unknown, roles)
+
+    @classmethod
+    def _with_names(
+        cls,
+        model: SubwordModel,
+        names: Sequence[str],
+        unknown: str | None,
+        roles: Mapping[str, str | None],
+    ) -> Tokenizer:
+        special = {name: id_ for id_, name in enumerate(names)}
+        eos = EOS_TOKEN if EOS_TOKEN in special else None
+        pad = next((name for name in PAD_TOKENS if name in special), None)
+        if unknown is not None:
+            special[unknown] = model.vocab[unknown]
+        return cls(
+            TokenizerParts(
+                model=model,
+                special_tokens=special,
+                eos_token=roles.get("eos_token", eos),
+                bos_token=roles.get("bos_token"),
+                pad_token=roles.get("pad_token", pad),
             )
         )
 
@@ -151,6 +217,13 @@ class Tokenizer:
         atomic_write(path / "tokenizer_config.json", tokenizer_config_json(self.parts))
 
     @property
+    def bpe(self) -> BPE:
+        """The model, where it is a BPE; TypeError where it is another."""
+        if not isinstance(self.model, BPE):
+            raise TypeError(f"this tokenizer is a {type(self.model).__name__}, not a BPE")
+        return self.model
+
+    @property
     def eos_id(self) -> int | None:
         """The id that ends a document, if there is one."""
         return self._role_id(self.parts.eos_token)
@@ -205,14 +278,14 @@ class Tokenizer:
         """
         finder = self._finder(allowed_special)
         if finder is None:
-            return self.bpe.encode(text)
+            return self.model.encode(text)
         check_text(text)
         ids: list[int] = []
         for segment, is_added in self._segments(text, finder):
             if is_added:
                 ids.append(self._added[segment])
             else:
-                ids.extend(self.bpe.encode(segment))
+                ids.extend(self.model.encode(segment))
         return ids
 
     def encode_batch(
@@ -238,7 +311,7 @@ class Tokenizer:
                 ids.append(self._added[segment])
                 offsets.append((begin, begin + len(segment)))
             else:
-                made, places = self.bpe.encode_with_offsets(segment)
+                made, places = self.model.encode_with_offsets(segment)
                 ids.extend(made)
                 offsets.extend((begin + start, begin + end) for start, end in places)
             begin += len(segment)
@@ -274,7 +347,7 @@ class Tokenizer:
         finder = self._finder(allowed_special)
         reach = max(map(len, self._added), default=0) if finder else 0
         for part in safe_parts(
-            source, self.bpe.pattern, part_chars=part_chars, uncut=finder, reach=reach
+            source, self.model.pattern or "", part_chars=part_chars, uncut=finder, reach=reach
         ):
             yield self.encode(part, allowed_special=allowed_special)
 
@@ -285,11 +358,12 @@ class Tokenizer:
             ValueError: an id that is not in the vocabulary.
         """
         try:
-            return b"".join(map(self._bytes.__getitem__, ids))
+            written = b"".join(map(self._bytes.__getitem__, ids))
         except KeyError as error:
             raise ValueError(
                 f"id {error.args[0]} is not in the vocabulary of {self.vocab_size}"
             ) from None
+        return written.removeprefix(b" ") if self._spaced else written
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of the ids; bytes that are no UTF-8 come out as U+FFFD.

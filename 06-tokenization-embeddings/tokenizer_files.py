@@ -19,8 +19,11 @@ import regex
 
 from bpe import BPE, byte_characters
 from pretokens import GPT2_PATTERN, cuts_are_proven
+from subword_files import read_subword_model, subword_sections
+from subword_model import SubwordModel
 
 EOS_TOKEN = "<|endoftext|>"
+PAD_TOKENS = ("[PAD]", "<pad>")
 _ROLES = ("eos_token", "bos_token", "pad_token")
 _CHARACTER = byte_characters()
 _BYTE = {character: byte for byte, character in _CHARACTER.items()}
@@ -35,7 +38,7 @@ class TokenizerParts:
     """What a tokenizer consists of.
 
     Args:
-        bpe: the model of ordinary text.
+        model: that of ordinary text.
         special_tokens: token -> id; found in a text only where the caller allows them.
         plain_tokens: token -> id of added tokens that are found in any text.
         eos_token, bos_token, pad_token: those that end, begin and fill up a sequence, if any. The
@@ -47,7 +50,7 @@ class TokenizerParts:
         ValueError: two tokens with one id, one token with two, or a role for an unknown token.
     """
 
-    bpe: BPE
+    model: BPE | SubwordModel
     special_tokens: Mapping[str, int] = field(default_factory=dict)
     plain_tokens: Mapping[str, int] = field(default_factory=dict)
     eos_token: str | None = None
@@ -57,7 +60,7 @@ class TokenizerParts:
     keep_first_space: bool = False
 
     def __post_init__(self) -> None:
-        pieces = {_shown(piece): id_ for piece, id_ in self.bpe.vocab.items()}
+        pieces = _names(self.model)
         owner = {id_: piece for piece, id_ in pieces.items()}
         if both := self.special_tokens.keys() & self.plain_tokens.keys():
             raise ValueError(f"tokens {sorted(both)} cannot be special and plain")
@@ -83,6 +86,13 @@ class TokenizerParts:
         return dict(sorted(added.items(), key=lambda item: item[1]))
 
 
+def _names(model: BPE | SubwordModel) -> dict[str, int]:
+    """The vocabulary as files spell it."""
+    if isinstance(model, SubwordModel):
+        return model.vocab
+    return {_shown(piece): id_ for piece, id_ in model.vocab.items()}
+
+
 def _shown(piece: bytes) -> str:
     return "".join(map(_CHARACTER.__getitem__, piece))
 
@@ -105,20 +115,12 @@ def tokenizer_json(parts: TokenizerParts) -> str:
     Raises:
         ValueError: `tokenizers` would read the pattern in another way.
     """
-    bpe = parts.bpe
-    _check_portable(bpe.pattern)
-    vocab = {_shown(piece): id_ for piece, id_ in bpe.vocab.items()} | parts.added_tokens
-
-    def byte_level(**options: bool) -> dict[str, Any]:
-        unset = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-        return {"type": "ByteLevel", **unset, **options}
-
-    if bpe.pattern == GPT2_PATTERN:
-        pre_tokenizer = byte_level(use_regex=True)  # it has this very pattern built in
+    if isinstance(parts.model, BPE):
+        sections = _bpe_sections(parts, parts.model)
     else:
-        split = {"type": "Split", "pattern": {"Regex": bpe.pattern}}
-        split |= {"behavior": "Isolated", "invert": False}
-        pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level()]}
+        if parts.model.pattern is not None:
+            _check_portable(parts.model.pattern)
+        sections = subword_sections(parts.model, parts.added_tokens)
     content = {
         "version": "1.0",
         "truncation": None,
@@ -135,6 +137,26 @@ def tokenizer_json(parts: TokenizerParts) -> str:
             }
             for token, id_ in parts.added_tokens.items()
         ],
+        **sections,
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _bpe_sections(parts: TokenizerParts, bpe: BPE) -> dict[str, Any]:
+    _check_portable(bpe.pattern)
+    vocab = _names(bpe) | parts.added_tokens
+
+    def byte_level(**options: bool) -> dict[str, Any]:
+        unset = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        return {"type": "ByteLevel", **unset, **options}
+
+    if bpe.pattern == GPT2_PATTERN:
+        pre_tokenizer = byte_level(use_regex=True)  # it has this very pattern built in
+    else:
+        split = {"type": "Split", "pattern": {"Regex": bpe.pattern}}
+        split |= {"behavior": "Isolated", "invert": False}
+        pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level()]}
+    return {
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": byte_level(
@@ -154,7 +176,6 @@ def tokenizer_json(parts: TokenizerParts) -> str:
             "merges": [[_shown(left), _shown(right)] for left, right in bpe.merges],
         },
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def tokenizer_config_json(parts: TokenizerParts) -> str:
@@ -288,7 +309,8 @@ def _pattern(value: Any) -> str:
 
 
 def read_tokenizer_json(path: Path) -> TokenizerParts:
-    """Read a byte-level BPE that `tokenizers` or `transformers` has written.
+    """Read a byte-level BPE, a WordPiece or a Unigram that `tokenizers` or `transformers` has
+    written. What a template puts around a text ([CLS], [SEP]) concerns batches, as padding does.
 
     Raises:
         ValueError: it is damaged, or of a kind that is not supported; the message says which.
@@ -300,11 +322,36 @@ def read_tokenizer_json(path: Path) -> TokenizerParts:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _added_tokens(content: Mapping[str, Any]) -> dict[bool, dict[str, int]]:
+    """Special (True) and plain (False) tokens with their ids."""
+    tokens: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    for token in _list(content.get("added_tokens", []), "added_tokens"):
+        text = _object(token, "an added token").get("content")
+        if not isinstance(text, str):
+            raise ValueError(f"the content of an added token must be a string, not {text!r:.80}")
+        for flag in ("single_word", "lstrip", "rstrip"):
+            if token.get(flag):
+                raise ValueError(f"{flag} of the added token {text!r} is not supported")
+        tokens[bool(token.get("special"))] |= _ids({text: token.get("id")}, "added_tokens")
+    return tokens
+
+
 def _from_content(content: Mapping[str, Any]) -> TokenizerParts:
     model = _object(content.get("model"), "model")
+    if model.get("type") in ("WordPiece", "Unigram"):
+        tokens = _added_tokens(content)
+        return TokenizerParts(
+            model=read_subword_model(content, tokens[True] | tokens[False]),
+            special_tokens=tokens[True],
+            plain_tokens=tokens[False],
+            eos_token=EOS_TOKEN if EOS_TOKEN in tokens[True] else None,
+            pad_token=next((name for name in PAD_TOKENS if name in tokens[True]), None),
+        )
     # The oldest files do not name the type of a BPE.
     if model.get("type", "BPE" if "merges" in model else None) != "BPE":
-        raise ValueError(f"model {model.get('type')!r} is not supported, only byte-level BPE")
+        raise ValueError(
+            f"model {model.get('type')!r} is not supported, only byte-level BPE, WordPiece, Unigram"
+        )
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(option):
             raise ValueError(f"model option {option} = {model[option]!r} is not supported")
@@ -317,15 +364,7 @@ def _from_content(content: Mapping[str, Any]) -> TokenizerParts:
         if len(steps) > 1 or any(step.get("type") != "ByteLevel" for step in steps):
             kinds = [step.get("type") for step in steps]
             raise ValueError(f"{what} {kinds} is not supported, only ByteLevel or none")
-    tokens: dict[bool, dict[str, int]] = {True: {}, False: {}}
-    for token in _list(content.get("added_tokens", []), "added_tokens"):
-        text = _object(token, "an added token").get("content")
-        if not isinstance(text, str):
-            raise ValueError(f"the content of an added token must be a string, not {text!r:.80}")
-        for flag in ("single_word", "lstrip", "rstrip"):
-            if token.get(flag):
-                raise ValueError(f"{flag} of the added token {text!r} is not supported")
-        tokens[bool(token.get("special"))] |= _ids({text: token.get("id")}, "added_tokens")
+    tokens = _added_tokens(content)
     vocab = _ids(model.get("vocab"), "vocab")
     merges = _merge_pairs(_list(model.get("merges"), "merges"), "merges")
     bpe = BPE(
@@ -336,7 +375,7 @@ def _from_content(content: Mapping[str, Any]) -> TokenizerParts:
     )
     trim = bool(post and post[0].get("trim_offsets", True))
     return TokenizerParts(
-        bpe=bpe,
+        model=bpe,
         special_tokens=tokens[True],
         plain_tokens=tokens[False],
         eos_token=EOS_TOKEN if EOS_TOKEN in tokens[True] else None,
@@ -364,7 +403,7 @@ def read_gpt2_files(directory: Path) -> TokenizerParts:
         pieces = _pieces(vocab, merges, vocab)
         special = {t: i for t, i in vocab.items() if i not in pieces.values()} | extra
         eos = EOS_TOKEN if EOS_TOKEN in special else None
-        return TokenizerParts(bpe=BPE(merges, pieces), special_tokens=special, eos_token=eos)
+        return TokenizerParts(model=BPE(merges, pieces), special_tokens=special, eos_token=eos)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
 
@@ -419,7 +458,7 @@ def read_tiktoken(
     special = dict(special_tokens or {})
     try:
         return TokenizerParts(
-            bpe=BPE(merges, ranks, pattern, whole_pieces=True, by_piece=True),
+            model=BPE(merges, ranks, pattern, whole_pieces=True, by_piece=True),
             special_tokens=special,
             eos_token=EOS_TOKEN if EOS_TOKEN in special else None,
         )

@@ -222,8 +222,8 @@ def other_models() -> dict[str, tuple[Reference, str]]:
         split = pre_tokenizers.Split(pattern, behaviour)
         more[name].pre_tokenizer = pre_tokenizers.Sequence([split, no_regex])
     return {
-        "WordPiece": (word_piece, "model 'WordPiece' is not supported"),
-        "Unigram": (unigram, "model 'Unigram' is not supported"),
+        "WordPiece": (word_piece, "pre_tokenizer None is not supported"),
+        "Unigram": (unigram, "pre_tokenizer None is not supported"),
         "WordLevel": (word_level, "model 'WordLevel' is not supported"),
         "SentencePiece": (sentence_piece, r"'▁' is not byte-level|Metaspace"),
         "nfc": (changed["nfc"], "normalizer .*NFC.* is not supported"),
@@ -250,7 +250,7 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
 
 def valid() -> dict[str, Any]:
     bpe = train_bpe(["low lower lowest"], 262)
-    made = TokenizerParts(bpe=bpe, special_tokens={EOS_TOKEN: 262}, eos_token=EOS_TOKEN)
+    made = TokenizerParts(model=bpe, special_tokens={EOS_TOKEN: 262}, eos_token=EOS_TOKEN)
     return json.loads(tokenizer_json(made))
 
 
