@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masks import causal_mask
+from masks import _check_tensor, causal_mask
 
 
 class AttentionFn(Protocol):
@@ -42,6 +42,9 @@ class AttentionFn(Protocol):
 
     Returns:
         (B, H, T, V) in q's dtype. A row that may attend nowhere is 0, with finite gradients.
+
+    Raises ValueError for shapes that do not fit together or a probability outside [0, 1], TypeError
+    for q, k or v that is no floating-point tensor, or a mask of another dtype.
     """
 
     def __call__(
@@ -100,8 +103,7 @@ class GrowingKVCache:
 class CrossKVCache:
     """A memory's keys and values, projected at the first call and reused at every later one.
 
-    In cross-attention the memory (an encoder's output) does not change while decoding, so
-    projecting it again at every step is pure waste. One belongs to one layer and one memory.
+    A memory (an encoder's output) does not change while decoding. One serves one layer and memory.
     """
 
     def __init__(self) -> None:
@@ -126,13 +128,8 @@ def attention_weights(
 ) -> Tensor:
     """Return softmax(scale · q kᵀ + bias) over the keys that may be attended.
 
-    Arguments as in `AttentionFn`. The scores and the softmax are computed in at least fp32.
-
-    Returns:
-        (B, H, T, S) in fp32 (fp64 for fp64 inputs); rows sum to 1, or to 0 where no key is left.
-
-    Raises:
-        ValueError: shapes that do not fit together. TypeError: `keep` is not bool.
+    Arguments and errors as in `AttentionFn`. Returns (B, H, T, S), computed in at least fp32 (fp64
+    for fp64 inputs); rows sum to 1, or to 0 where no key is left.
 
     Example: with q = [1, 0] and keys [1, 0] and [0, 1], the scaled scores are 1/√2 and 0, and the
     weights 0.670 and 0.330.
@@ -166,7 +163,7 @@ def scaled_dot_product_attention(
     """The reference `AttentionFn`: the equation, line by line.
 
     It holds the (B, H, T, S) weights in memory, which the fused kernels do not.
-    Arguments, result and errors as in `AttentionFn`; README, "The derivation".
+    Arguments, result and errors as in `AttentionFn`; README, "Queries, keys, values".
     """
     _check_query_key(q, k)
     _check_value(k, v)
@@ -191,11 +188,15 @@ def sdpa_attention(
 
     A mask costs memory and time, so none is built where none is needed: a single causal query
     sees every key, and for as many queries as keys the kernel has its own causal flag. (That flag
-    aligns the *first* query with the first key, so with T ≠ S it would be wrong here.)
+    aligns the *first* query with the first key, so with T ≠ S it would be wrong here.) One thing to
+    know when you hunt a NaN: PyTorch 2.13's CPU kernel gives 0 for a row of nothing but NaN scores,
+    where the reference gives NaN.
     Arguments, result and errors as in `AttentionFn`.
     """
     B, H, T, _ = _check_query_key(q, k)
     _check_value(k, v)
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p is {dropout_p}; it must be in [0, 1]")
     _, G, S, _ = k.shape
     grouped = G != H
     if keep is None and bias is None:
@@ -252,8 +253,7 @@ class MultiHeadAttention(nn.Module):
         scale: what to multiply the dot products by; None = 1/√K (T5 takes 1 and lets its initial
             weights do the scaling).
 
-    Raises:
-        ValueError: sizes that are not positive or do not divide, or a dropout outside [0, 1).
+    Raises ValueError for sizes below 1 or that do not divide, or a dropout outside [0, 1).
     """
 
     def __init__(
@@ -338,9 +338,8 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (B, T, D).
 
-        Raises:
-            ValueError: shapes that do not fit, or `rotary` with `memory`.
-            TypeError: the other kind of cache.
+        Raises ValueError for shapes that do not fit, or `rotary` with `memory`; TypeError for the
+        other kind of cache.
         """
         B, T, _ = _check_input("x", x, self.q_proj)
         q = self.q_proj(x).view(B, T, self.num_heads, self.head_dim)  # (B, T, H, K)
@@ -453,6 +452,7 @@ def _check_input(name: str, x: Tensor, projection: nn.Module) -> torch.Size:
 
 def _check_query_key(q: Tensor, k: Tensor) -> torch.Size:
     """Return q's shape, or say why q and k do not fit together."""
+    _check_floating(q=q, k=k)
     q_shape, k_shape = q.shape, k.shape
     if len(q_shape) != 4 or len(k_shape) != 4:
         raise ValueError(
@@ -464,26 +464,38 @@ def _check_query_key(q: Tensor, k: Tensor) -> torch.Size:
             f"q {tuple(q_shape)} and k {tuple(k_shape)} must have one batch size and head width, "
             "and k's heads must divide q's"
         )
+    if not q_shape[3]:
+        raise ValueError(f"q {tuple(q_shape)}: the head width must be at least 1")
     return q_shape
 
 
 def _check_value(k: Tensor, v: Tensor) -> None:
     """Say why k and v do not fit together, if they do not."""
+    _check_floating(v=v)
     if v.dim() != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(
             f"k {tuple(k.shape)} and v {tuple(v.shape)} must agree in all but the head width"
         )
 
 
+def _check_floating(**tensors: Tensor) -> None:
+    """Refuse whole numbers: the mixture would be cut down to them without a word."""
+    for name, x in tensors.items():
+        _check_tensor(name, x)
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be floating point")
+
+
 def _check_masks(keep: Tensor | None, bias: Tensor | None, shape: tuple[int, ...]) -> None:
     """Check types and that both broadcast to (B, H, T, S). Looks at no element: no sync."""
-    if keep is not None and keep.dtype != torch.bool:
-        raise TypeError(f"keep has dtype {keep.dtype}; it must be bool, True = may attend")
-    if bias is not None and not bias.is_floating_point():
-        raise TypeError(f"bias has dtype {bias.dtype}; it must be floating point (see keep)")
     for name, mask in (("keep", keep), ("bias", bias)):
         if mask is None:
             continue
+        _check_tensor(name, mask)
+        if mask is keep and mask.dtype != torch.bool:
+            raise TypeError(f"keep has dtype {mask.dtype}; it must be bool, True = may attend")
+        if mask is bias and not mask.is_floating_point():
+            raise TypeError(f"bias has dtype {mask.dtype}; it must be floating point (see keep)")
         sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
         if mask.dim() > 4 or any(have not in (1, want) for have, want in sizes):
             raise ValueError(

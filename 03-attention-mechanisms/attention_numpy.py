@@ -77,17 +77,14 @@ def numpy_attention(
     H, T, K = q.shape[1:]
     S = k.shape[2]
     scale = 1.0 / math.sqrt(K) if scale is None else scale
+    _check_masks(keep, bias, (*q.shape[:3], S))
     scores = scale * (q @ _repeat(k, H).swapaxes(-2, -1))  # (B, H, T, S)
     if bias is not None:
         scores = scores + np.asarray(bias, dtype=np.float64)
-        if scores.shape != (*q.shape[:3], S):
-            raise ValueError(f"bias {np.shape(bias)} does not broadcast to {(*q.shape[:3], S)}")
     allowed = np.ones((T, S), dtype=bool)
     if causal:
         allowed = np.tril(allowed, S - T)  # (T, S)
     if keep is not None:
-        if keep.dtype != np.bool_:
-            raise TypeError(f"keep has dtype {keep.dtype}; it must be bool, True = may attend")
         allowed = allowed & keep
     scores = np.where(allowed, scores, -np.inf)  # (B, H, T, S)
     largest = scores.max(axis=-1, keepdims=True)  # (B, H, T, 1)
@@ -195,7 +192,8 @@ class NumpyMultiHeadAttention:
     of `state`.
 
     Raises:
-        ValueError: heads that do not divide, or a weight that is missing.
+        ValueError: heads that do not divide or do not fit the projections, a weight that is
+            missing, or one that this layer has no use for (`q_norm.weight`, say).
     """
 
     def __init__(
@@ -205,14 +203,26 @@ class NumpyMultiHeadAttention:
         missing = [n for n in ("q", "k", "v", "out") if f"{n}_proj.weight" not in self.state]
         if missing:
             raise ValueError(f"the state lacks the weights of {missing}")
+        known = {f"{n}_proj.{kind}" for n in ("q", "k", "v", "out") for kind in ("weight", "bias")}
+        unknown = sorted(set(self.state) - known)
+        if unknown:
+            raise ValueError(f"the state holds {unknown}, which this layer does not compute")
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         width = self.state["q_proj.weight"].shape[0]
-        if num_heads < 1 or width % num_heads or num_heads % self.num_kv_heads:
+        heads_fit = min(num_heads, self.num_kv_heads) >= 1 and num_heads % self.num_kv_heads == 0
+        if not heads_fit or width % num_heads:
             raise ValueError(
                 f"num_heads {num_heads} must divide the width {width}, "
                 f"and num_kv_heads {self.num_kv_heads} must divide num_heads"
             )
+        kv_width = width // num_heads * self.num_kv_heads
+        for name in ("k_proj.weight", "v_proj.weight"):
+            if self.state[name].shape[0] != kv_width:
+                raise ValueError(
+                    f"{name} has {self.state[name].shape[0]} rows; {self.num_kv_heads} heads of "
+                    f"{width // num_heads} need {kv_width}"
+                )
         self.gradients: dict[str, Floats] = {}
         self._seen: tuple[Floats, Floats, bool, AttentionTrace, Floats] | None = None
 
@@ -241,11 +251,14 @@ class NumpyMultiHeadAttention:
         In self-attention x fed all three projections, so its gradient is the sum of three; the
         second result is then None.
 
-        Raises ValueError before the first `forward`.
+        Raises ValueError before the first `forward`, or if `d_out` has not its output's shape.
         """
         if self._seen is None:
             raise ValueError("backward needs a forward pass before it")
         x, source, is_self, trace, merged = self._seen
+        expected = (*merged.shape[:2], len(self.state["out_proj.weight"]))
+        if np.shape(d_out) != expected:
+            raise ValueError(f"d_out has shape {np.shape(d_out)}; the output has {expected}")
         self.gradients = {}
         d_merged = self._linear_backward("out_proj", merged, d_out)  # (B, T, H*K)
         d = numpy_attention_backward(trace, _split(d_merged, self.num_heads))
@@ -314,3 +327,19 @@ def _check(q: Floats, k: Floats, v: Floats) -> None:
         )
     if k.shape[:3] != v.shape[:3]:
         raise ValueError(f"{shapes}: k and v must agree in all but the width")
+    if not q.shape[3] or not k.shape[2]:
+        raise ValueError(f"{shapes}: the head width and the number of keys must be at least 1")
+
+
+def _check_masks(keep: Bools | None, bias: Floats | None, shape: tuple[int, ...]) -> None:
+    """Check the mask's type, and that mask and bias broadcast to (B, H, T, S)."""
+    if keep is not None and np.asarray(keep).dtype != np.bool_:
+        dtype = np.asarray(keep).dtype
+        raise TypeError(f"keep has dtype {dtype}; it must be bool, True = may attend")
+    for name, mask in (("keep", keep), ("bias", bias)):
+        if mask is None:
+            continue
+        have = np.shape(mask)
+        sizes = zip(reversed(have), reversed(shape), strict=False)
+        if len(have) > 4 or any(size not in (1, want) for size, want in sizes):
+            raise ValueError(f"{name} {have} does not broadcast to {shape}")

@@ -1,7 +1,7 @@
 """Small studies of what attention does: saturation, heads, masks, and maps that do not explain.
 
-Each returns plain numbers for results.json; `attention_mechanisms.py` runs them. README, "What we
-measured".
+Each returns plain numbers for results.json; `attention_mechanisms.py` runs them. README, "Why
+divide by √K", "Several heads", "Masks", "What a map does not explain".
 """
 
 from __future__ import annotations

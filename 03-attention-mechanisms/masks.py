@@ -12,6 +12,8 @@ kernel can skip by whole blocks (`block_sparse_mask`, topic 09) that pays.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -45,13 +47,17 @@ def padding_mask(lengths: Tensor, S: int, *, side: str = "right") -> Tensor:
         (B, 1, 1, S), on the device of `lengths`.
 
     Raises:
-        ValueError: lengths that are not (B,), an S below 1, or an unknown side.
+        ValueError: lengths that are not (B,), or not from 0 to S (looked at on a CPU only, since
+            an accelerator would have to wait), an S below 1, or an unknown side.
+        TypeError: lengths that are not a tensor of whole numbers.
     """
+    _check_tensor("lengths", lengths)
     if lengths.dim() != 1:
         raise ValueError(f"lengths have shape {tuple(lengths.shape)}; they must be (batch,)")
     _key_length(1, S)
     if side not in ("right", "left"):
         raise ValueError(f"side is {side!r}; it must be 'right' or 'left'")
+    _check_counts("lengths", lengths, S)
     place = torch.arange(S, device=lengths.device)  # (S,)
     if side == "left":
         place = place.flip(0)
@@ -176,14 +182,18 @@ def block_sparse_mask(
         (T, S), on the layout's device.
 
     Raises:
-        ValueError: a layout that is not two-dimensional, or does not cover T and S.
+        ValueError: a layout that is not two-dimensional or has no block, or does not cover T
+            and S.
         TypeError: a layout that is not bool.
     """
     _at_least_one(block_size=block_size)
+    _check_tensor("layout", layout)
     if layout.dtype != torch.bool:
         raise TypeError(f"layout has dtype {layout.dtype}; it must be bool")
-    if layout.dim() != 2:
-        raise ValueError(f"layout has shape {tuple(layout.shape)}; it must be two-dimensional")
+    if layout.dim() != 2 or not layout.numel():
+        raise ValueError(
+            f"layout has shape {tuple(layout.shape)}; it must be two-dimensional, with a block"
+        )
     mask = layout.repeat_interleave(block_size, dim=0).repeat_interleave(block_size, dim=1)
     T = mask.shape[0] if T is None else T
     S = mask.shape[1] if S is None else S
@@ -267,12 +277,16 @@ def prefix_mask(
 
     Raises:
         ValueError: a length below 1, a negative prefix, or prefixes that are not (B,).
+        TypeError: prefixes that are not whole numbers.
     """
     S = _key_length(T, S)
     if isinstance(prefix, Tensor):
         if prefix.dim() != 1:
             raise ValueError(f"prefix has shape {tuple(prefix.shape)}; it must be (batch,)")
-        return causal_mask(T, S, device=prefix.device) | padding_mask(prefix, S)
+        _check_counts("prefix", prefix, None)
+        read = torch.arange(S, device=prefix.device) < prefix[:, None]  # (B, S)
+        return causal_mask(T, S, device=prefix.device) | read[:, None, None]  # (B, 1, T, S)
+    _whole_number("prefix", prefix)
     if prefix < 0:
         raise ValueError(f"prefix is {prefix}; it must not be negative")
     mask = causal_mask(T, S, device=device)
@@ -291,8 +305,9 @@ def document_mask(document_ids: Tensor) -> Tensor:
         n₁, n₂, … tokens allow n₁² + n₂² + … pairs.
 
     Raises:
-        ValueError: ids that are not (B, T).
+        ValueError: ids that are not (B, T). TypeError: ids that are not a tensor.
     """
+    _check_tensor("document_ids", document_ids)
     if document_ids.dim() != 2:
         raise ValueError(
             f"document_ids have shape {tuple(document_ids.shape)}; they must be (batch, length)"
@@ -304,13 +319,19 @@ def combine_masks(*masks: Tensor) -> Tensor:
     """Allow what every mask allows; they broadcast against each other.
 
     Raises:
-        ValueError: no mask. TypeError: one that is not bool.
+        ValueError: no mask, or shapes that do not fit. TypeError: one that is not bool.
     """
     if not masks:
         raise ValueError("combine_masks needs at least one mask")
     for mask in masks:
+        _check_tensor("a mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"a mask has dtype {mask.dtype}; it must be bool")
+    try:
+        torch.broadcast_shapes(*(mask.shape for mask in masks))
+    except RuntimeError:
+        shapes = ", ".join(str(tuple(mask.shape)) for mask in masks)
+        raise ValueError(f"masks of shapes {shapes} do not broadcast to one") from None
     combined = masks[0]
     for mask in masks[1:]:
         combined = combined & mask
@@ -326,11 +347,17 @@ def allowed_pairs(mask: Tensor, shape: tuple[int, ...] | None = None) -> int:
             counts each key once, and T times in the shape (B, 1, T, S).
 
     Raises:
-        TypeError: a mask that is not bool.
+        TypeError: a mask that is not bool. ValueError: one that does not broadcast to `shape`.
     """
+    _check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}; it must be bool")
-    return int((mask if shape is None else mask.expand(shape)).sum())
+    if shape is not None:
+        try:
+            mask = mask.expand(shape)
+        except RuntimeError:
+            raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to {shape}") from None
+    return int(mask.sum())
 
 
 def _distances(T: int, S: int | None, device: torch.device | None) -> Tensor:
@@ -348,7 +375,34 @@ def _key_length(T: int, S: int | None) -> int:
 
 
 def _at_least_one(**sizes: int) -> None:
-    """Refuse sizes below 1."""
+    """Refuse sizes that are no whole numbers, or below 1."""
     for name, size in sizes.items():
+        _whole_number(name, size)
         if size < 1:
             raise ValueError(f"{name} is {size}; it must be at least 1")
+
+
+def _check_tensor(name: str, x: object) -> None:
+    """Refuse lists, arrays and None by name, before an attribute is missing somewhere below."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
+
+
+def _whole_number(name: str, size: int) -> None:
+    """Refuse what cannot count: 2.5 would otherwise be rounded somewhere, silently."""
+    try:
+        operator.index(size)
+    except TypeError:
+        raise TypeError(f"{name} is {size!r}; it must be a whole number") from None
+
+
+def _check_counts(name: str, counts: Tensor, highest: int | None) -> None:
+    """Refuse a tensor of counts of another dtype, and on a CPU counts outside 0 … highest."""
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+        raise TypeError(f"{name} has dtype {counts.dtype}; it must hold whole numbers")
+    if not counts.is_cpu or not counts.numel():
+        return
+    for count in map(int, counts.aminmax()):
+        if count < 0 or (highest is not None and count > highest):
+            rule = "not be negative" if highest is None else f"lie in 0 … {highest}"
+            raise ValueError(f"{name} holds {count}; each must {rule}")

@@ -51,9 +51,9 @@ def matmul_attention(
     # A causal query sees at least the first key; only these can leave a row nothing to attend.
     empty_rows = keep is not None or bias is not None or (causal and T > S)
     if bias is not None:
-        finite = bias > -math.inf  # a bias of -inf forbids as well
-        allowed = finite if allowed is None else allowed & finite
-        bias = bias.masked_fill(~finite, 0.0).to(q.dtype)
+        open_ = bias != -math.inf  # a bias of -inf forbids as well; NaN must not: it has to show
+        allowed = open_ if allowed is None else allowed & open_
+        bias = bias.masked_fill(~open_, 0.0).to(q.dtype)
     forbidden = None
     if allowed is not None:
         # The most negative number there is, and not -inf: a row of nothing else would be NaN. It
@@ -96,9 +96,11 @@ def fast_attention(
     On a GPU, without gradients and on long sequences that is the fused kernel.
     Arguments, result and errors as in `AttentionFn`.
     """
+    _check_query_key(q, k)
+    _check_value(k, v)
     trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     attend = sdpa_attention
-    if q.is_cpu and trains and q.dim() == k.dim() == 4 and k.shape[2] <= _longest(q.dtype):
+    if q.is_cpu and trains and k.shape[2] <= _longest(q.dtype):
         attend = matmul_attention
     return attend(q, k, v, keep=keep, bias=bias, causal=causal, scale=scale, dropout_p=dropout_p)
 

@@ -633,6 +633,7 @@ def test_shape_comments():
         ({"k": (2, 0, 9, 8), "v": (2, 0, 9, 8)}, "divide"),
         ({"k": (3, 2, 9, 8)}, "one batch size"),
         ({"k": (2, 2, 9, 7)}, "head width"),
+        ({"q": (2, 4, 5, 0), "k": (2, 2, 9, 0)}, "head width must be at least 1"),
         ({"v": (2, 2, 8, 8)}, "agree"),
         ({"v": (2, 2, 9)}, "agree"),
         ({"keep": (4, 9)}, "keep has shape"),
@@ -656,6 +657,20 @@ def test_masks_of_the_wrong_type(attend):
         attend(q, k, v, keep=torch.ones(3, 4))
     with pytest.raises(TypeError, match=r"bias has dtype torch\.bool"):
         attend(q, k, v, bias=torch.ones(3, 4, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"q has dtype torch\.int64; it must be floating point"):
+        attend(q.long(), k.long(), v.long())
+    with pytest.raises(TypeError, match=r"v has dtype torch\.int64"):
+        attend(q, k, v.long())
+    with pytest.raises(TypeError, match="q is a NoneType"):
+        attend(None, k, v)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="v is a ndarray"):
+        attend(q, k, v.detach().numpy())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="keep is a list"):
+        attend(q, k, v, keep=[[True]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"1\.5"):
+        attend(q, k, v, dropout_p=1.5)
+    with pytest.raises(ValueError, match=r"-0\.5"):
+        attend(q, k, v, dropout_p=-0.5)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,10 @@ def test_bad_input_is_refused():
         numpy_attention(q, k, v[:, :, :3])
     with pytest.raises(ValueError, match="does not broadcast"):
         numpy_attention(q, k, v, bias=np.zeros((4, 2, 3, 7, 7)))
+    with pytest.raises(ValueError, match=r"keep .* does not broadcast"):
+        numpy_attention(q, k, v, keep=np.ones((1, 2, 3, 7, 7), dtype=bool))
+    with pytest.raises(ValueError, match="number of keys must be at least 1"):
+        numpy_attention(q, k[:, :, :0], v[:, :, :0])
     with pytest.raises(TypeError, match="must be bool"):
         numpy_attention(q, k, v, keep=np.ones((7, 7)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="d_out has shape"):
@@ -168,10 +172,23 @@ def test_bad_input_is_refused():
     state = {f"{n}_proj.weight": np.eye(12) for n in ("q", "k", "v", "out")}
     with pytest.raises(ValueError, match="must divide"):
         NumpyMultiHeadAttention(state, 5)
+    with pytest.raises(ValueError, match="must divide"):
+        NumpyMultiHeadAttention(state, 4, num_kv_heads=0)
+    with pytest.raises(ValueError, match=r"k_proj\.weight has 12 rows; 2 heads of 3 need 6"):
+        NumpyMultiHeadAttention(state, 4, num_kv_heads=2)
+    with pytest.raises(ValueError, match="does not compute"):
+        NumpyMultiHeadAttention({**state, "q_norm.weight": np.ones(3)}, 4)
     with pytest.raises(ValueError, match="lacks the weights of"):
         NumpyMultiHeadAttention({}, 4)
     with pytest.raises(ValueError, match="forward pass before"):
         NumpyMultiHeadAttention(state, 4).backward(np.zeros((1, 2, 12)))
+    layer = NumpyMultiHeadAttention(state, 4)
+    layer.forward(np.ones((1, 2, 12)))
+    layer.backward(np.ones((1, 2, 12)))
+    kept = dict(layer.gradients)
+    with pytest.raises(ValueError, match=r"d_out has shape \(1, 1, 12\)"):
+        layer.backward(np.ones((1, 1, 12)))
+    assert layer.gradients == kept, "a refused call leaves the gradients of the last one"
 
 
 def test_shape_comments():

@@ -248,7 +248,7 @@ def test_on_the_device_that_is_asked_for():
         causal_mask(3, device=torch.device("meta")),
         strided_mask(3, 2, device=torch.device("meta")),
         prefix_mask(1, 3, device=torch.device("meta")),
-        padding_mask(torch.ones(2, device="meta"), 3),
+        padding_mask(torch.ones(2, dtype=torch.long, device="meta"), 3),
     ):
         assert mask.device.type == "meta"
 
@@ -271,7 +271,11 @@ def _generator():
         (lambda: prefix_mask(-1, 3), "prefix is -1"),
         (lambda: prefix_mask(torch.ones(2, 2), 3), "prefix has shape"),
         (lambda: document_mask(torch.ones(3)), "document_ids have shape"),
+        (lambda: padding_mask(torch.tensor([2, 4]), 3), r"lengths holds 4; each must lie in 0 … 3"),
+        (lambda: padding_mask(torch.tensor([-1, 2]), 3), "lengths holds -1"),
+        (lambda: prefix_mask(torch.tensor([1, -2]), 3), "prefix holds -2; each must not be neg"),
         (lambda: block_sparse_mask(torch.ones(3, dtype=torch.bool), 2), "two-dimensional"),
+        (lambda: block_sparse_mask(torch.ones(0, 2, dtype=torch.bool), 2), "with a block"),
         (lambda: block_sparse_mask(torch.ones(3, 3, dtype=torch.bool), 0), "block_size is 0"),
         (lambda: bigbird_mask(0, block_size=2, generator=_generator()), "T is 0"),
         (
@@ -283,6 +287,8 @@ def _generator():
             "num_random_blocks -1",
         ),
         (combine_masks, "at least one mask"),
+        (lambda: combine_masks(causal_mask(3), causal_mask(4)), r"\(3, 3\), \(4, 4\) do not br"),
+        (lambda: allowed_pairs(causal_mask(3), (2, 2)), r"\(3, 3\) does not broadcast to \(2, 2\)"),
     ],
 )
 def test_bad_values(call, message):
@@ -312,3 +318,28 @@ def test_a_batchs_keep_takes_the_shape_of_the_scores() -> None:
     assert keep_over_keys("keep", None, keep) is None
     with pytest.raises(ValueError, match=r"src_keep has shape \(2, 2\); it must be \(2, 3\)"):
         keep_over_keys("src_keep", keep[:, 1:], keep)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: causal_mask(2.5), "T is 2.5; it must be a whole number"),
+        (lambda: causal_mask("3"), "T is '3'"),
+        (lambda: sliding_window_mask(4, None), "window is None"),
+        (lambda: dilated_mask(4, 2, 1.5), "dilation is 1.5"),
+        (lambda: strided_mask(4, 2.5), "stride is 2.5"),
+        (lambda: prefix_mask(1.5, 4), "prefix is 1.5"),
+        (lambda: prefix_mask(torch.tensor([1.5]), 4), "prefix has dtype"),
+        (lambda: padding_mask(torch.tensor([1.5]), 4), "lengths has dtype"),
+        (lambda: padding_mask(torch.tensor([True, False]), 4), "lengths has dtype"),
+        (lambda: padding_mask([1, 2], 4), "lengths is a list; it must be a torch.Tensor"),
+        (lambda: block_sparse_mask(None, 2), "layout is a NoneType"),
+        (lambda: document_mask([[1, 1]]), "document_ids is a list"),
+        (lambda: combine_masks(None), "a mask is a NoneType"),
+        (lambda: allowed_pairs(None), "mask is a NoneType"),
+    ],
+)
+def test_counts_are_whole_numbers(call, message):
+    """A mask handed in for its lengths, or a half window, would give some mask without a word."""
+    with pytest.raises(TypeError, match=message):
+        call()

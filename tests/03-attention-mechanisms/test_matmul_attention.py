@@ -38,6 +38,17 @@ def test_outputs_and_gradients_equal_the_reference(
         torch.testing.assert_close(ours, expected, atol=5e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("attend", [matmul_attention, scaled_dot_product_attention])
+def test_a_nan_in_the_bias_shows(attend) -> None:
+    """NaN is not -inf: a pair that it falls on is broken, not forbidden."""
+    q, k, v = (x.detach() for x in tensors(2, 2, 4, 5, 3))
+    bias = torch.zeros(4, 5)
+    bias[1, 2] = torch.nan
+    broken = attend(q, k, v, bias=bias).isnan().all(dim=-1)  # (B, H, T)
+    assert broken[:, :, 1].all()
+    assert broken.sum() == 2 * 2
+
+
 def names_of_operations(dtype: torch.dtype, S: int, *, grad: bool = True) -> str:
     q, k, v = (torch.randn(1, 2, S, 4).to(dtype).requires_grad_(grad) for _ in range(3))
     out = fast_attention(q, k, v, causal=True)
