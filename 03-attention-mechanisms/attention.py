@@ -70,10 +70,9 @@ class LayerKVCache(Protocol):
 
 
 class GrowingKVCache:
-    """The simplest `LayerKVCache`: it concatenates.
+    """The simplest `LayerKVCache`: it concatenates, copying everything at every step.
 
-    Each step copies everything before it, which is quadratic in the length; topic 05 repairs that
-    by allocating once. Good for short sequences, and to check cleverer caches against.
+    Good for short sequences, and to check topic 05's, which allocates once, against.
     """
 
     def __init__(self) -> None:
@@ -101,10 +100,7 @@ class GrowingKVCache:
 
 
 class CrossKVCache:
-    """A memory's keys and values, projected at the first call and reused at every later one.
-
-    A memory (an encoder's output) does not change while decoding. One serves one layer and memory.
-    """
+    """One memory's keys and values for one layer, projected at the first call and then reused."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
