@@ -263,12 +263,12 @@ MUTANTS = [
         finder="a gift, and who has it afterwards",
     ),
     Mutant(
-        name="duplicates-of-later-stories",
+        name="a-copy-names-itself",
         module=_WORLD,
         old="number = original = fate.randrange(number)",
-        new="number = original = fate.randrange(number + 9)",
+        new="original, number = number, fate.randrange(number)",
         tests=(f"{_TESTS}/test_tiny_world.py",),
-        symptom="a duplicate in the first shard whose original comes later",
+        symptom="a duplicate whose original is said to be the copy itself",
         finder="each copy's original, and that it is earlier",
     ),
     Mutant(
