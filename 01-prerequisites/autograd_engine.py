@@ -11,15 +11,16 @@ only after all that used it, and adds up.
     (x * x).sum().backward()
     x.grad                                    # array([2., 4.])
 
-It computes in the arrays' own dtype; numbers and lists become float64. Names, broadcasting and
-what happens at kinks and ties follow PyTorch, with which the tests compare it on thousands of
-random expressions. Linnainmaa (1970) described the method; Baydin et al. (2018),
+It computes in the arrays' own dtype, fp32 or fp64; numbers and lists become float64. Names,
+broadcasting and what happens at kinks and ties follow PyTorch, with which the tests compare it on
+thousands of random expressions. Linnainmaa (1970) described the method; Baydin et al. (2018),
 arXiv:1502.05767, survey it.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,7 +162,8 @@ class Variable:
     def maximum(self, other: Any) -> Variable:
         """The larger of the two, place by place; at a tie each gets half of the gradient."""
         a, b = self, self._operand(other)
-        share = (a.data > b.data) + 0.5 * (a.data == b.data)  # of the gradient, that a gets
+        # The share of the gradient that a gets, in the numbers' own dtype.
+        share = ((a.data > b.data) + 0.5 * (a.data == b.data)).astype(a.dtype)
         return _record(
             np.maximum(a.data, b.data),
             (a, lambda g: _sum_to(g * share, a)),
@@ -254,7 +256,7 @@ class Variable:
         if mask.dtype != bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
         mask = np.broadcast_to(mask, self.shape)
-        out = np.where(mask, np.asarray(value, self.dtype), self.data)
+        out = np.where(mask, np.asarray(float(value), self.dtype), self.data)
         return _record(out, (self, lambda g: np.where(mask, np.zeros_like(g), g)))
 
     # --- sums over axes ----------------------------------------------------------------------
@@ -266,7 +268,10 @@ class Variable:
         return _record(out, (self, lambda g: np.broadcast_to(_kept(g, axes, keepdims), self.shape)))
 
     def mean(self, axis: _Axis = None, keepdims: bool = False) -> Variable:
+        """Raises ValueError for no numbers, as `var` does: there is no mean of nothing."""
         count = math.prod(self.shape[a] for a in self._axes(axis))
+        if not count:
+            raise ValueError(f"the mean of no numbers is undefined: axis {axis} of {self.shape}")
         return self.sum(axis, keepdims) * (1.0 / count)
 
     def var(self, axis: _Axis = None, keepdims: bool = False) -> Variable:
@@ -336,9 +341,15 @@ class Variable:
 
     @staticmethod
     def concatenate(parts: Sequence[Variable], axis: int = 0) -> Variable:
-        """Several variables one after the other along an axis. Raises ValueError for none."""
+        """Several variables one after the other along an axis. Raises ValueError for none, or for
+        an axis that is not there.
+        """
         if not parts:
             raise ValueError("concatenate needs at least one variable")
+        for part in parts:
+            if not isinstance(part, Variable):
+                raise TypeError(f"concatenate takes Variables, got {type(part).__name__}")
+            part._axes(axis)
         ends = np.cumsum([part.shape[axis] for part in parts])
 
         def piece(part: Variable, end: int) -> tuple[Variable, _Rule]:
@@ -420,7 +431,8 @@ class Variable:
         return _record(out, (self, lambda g: g * slope()))
 
     def _axes(self, axis: _Axis) -> tuple[int, ...]:
-        axes = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        one = not isinstance(axis, (tuple, type(None)))
+        axes = range(self.ndim) if axis is None else (operator.index(axis),) if one else axis
         found = tuple(a % self.ndim for a in axes if -self.ndim <= a < self.ndim)
         if len(found) != len(axes) or len(set(found)) != len(found):
             raise ValueError(f"axis {axis} is not there, or twice, in shape {self.shape}")

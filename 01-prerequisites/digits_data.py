@@ -33,7 +33,8 @@ def load_digit_images(*, seed: int = 0, test_share: float = 0.2) -> DigitsSplit:
     """The digits in an order drawn from the seed; the last `test_share` of them are for testing.
 
     Pixels are divided by 16 and the *training* images' mean is subtracted from all: what the test
-    images look like must not be known. Raises ValueError unless 0 < test_share < 1.
+    images look like must not be known. Raises ValueError unless 0 < test_share < 1 and both sides
+    get an image.
     """
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
@@ -43,6 +44,8 @@ def load_digit_images(*, seed: int = 0, test_share: float = 0.2) -> DigitsSplit:
     order = np.random.default_rng(seed).permutation(len(bunch.target))
     x, y = bunch.data[order] / 16.0, bunch.target[order].astype(np.int64)
     cut = round(len(y) * (1 - test_share))
+    if not 0 < cut < len(y):
+        raise ValueError(f"test_share {test_share} of {len(y)} images leaves a side empty")
     mean = x[:cut].mean(axis=0)
     return DigitsSplit(
         train_x=x[:cut] - mean,

@@ -23,7 +23,8 @@ class FloatFormat:
     uses those codes for numbers, all but one, and what is too large becomes NaN (Micikevicius et
     al. 2022, arXiv:2209.05433, table 1).
 
-    Raises ValueError for fewer than 2 exponent bits or 1 mantissa bit.
+    Raises ValueError for fewer than 2 exponent bits or 1 mantissa bit, or for more than 10 and 51:
+    numbers are rounded in float64, which must hold all of the format's with room to spare.
     """
 
     name: str
@@ -32,9 +33,9 @@ class FloatFormat:
     has_infinity: bool = True
 
     def __post_init__(self) -> None:
-        if self.exponent_bits < 2 or self.mantissa_bits < 1:
+        if not (2 <= self.exponent_bits <= 10 and 1 <= self.mantissa_bits <= 51):
             raise ValueError(
-                "a format needs 2 exponent bits and 1 mantissa bit, got "
+                "a format needs 2 to 10 exponent bits and 1 to 51 mantissa bits, got "
                 f"{self.exponent_bits} and {self.mantissa_bits}"
             )
 
@@ -114,12 +115,15 @@ def compensated_sum(terms: ArrayLike, to: FloatFormat) -> float:
     """The same, carrying what each rounding lost into the next addition (Kahan 1965).
 
     Every intermediate result is rounded to the format: two numbers are kept instead of one, and
-    no wider format is used.
+    no wider format is used. A total that overflows stays infinite, as in `running_sum`.
     """
     total = lost = 0.0
     for term in np.asarray(terms, dtype=np.float64).reshape(-1):
         wanted = float(round_to_format(term - lost, to))
         new = float(round_to_format(total + wanted, to))
+        if not math.isfinite(new):
+            total, lost = new, 0.0  # inf - inf would be NaN
+            continue
         lost = float(round_to_format(float(round_to_format(new - total, to)) - wanted, to))
         total = new
     return total
@@ -129,7 +133,7 @@ def textbook_variance(x: NDArray[Any]) -> float:
     """E[x²] - E[x]², in x's own dtype: right on paper, and a subtraction of two nearly equal
     numbers where the mean is large beside the deviation. It can be negative.
 
-    x: (n,). Raises ValueError for no numbers.
+    x: (n,). Raises ValueError for no numbers, TypeError for what is no floating-point array.
     """
     _check_some(x)
     return float((x * x).mean(dtype=x.dtype) - x.mean(dtype=x.dtype) ** 2)
@@ -138,13 +142,16 @@ def textbook_variance(x: NDArray[Any]) -> float:
 def two_pass_variance(x: NDArray[Any]) -> float:
     """E[(x - E[x])²], in x's own dtype: the same number on paper, and accurate.
 
-    x: (n,). Raises ValueError for no numbers.
+    x: (n,). Raises ValueError for no numbers, TypeError for what is no floating-point array.
     """
     _check_some(x)
     return float(((x - x.mean(dtype=x.dtype)) ** 2).mean(dtype=x.dtype))
 
 
 def _check_some(x: NDArray[Any]) -> None:
+    # "In x's own dtype" would cut the mean of integers down to an integer.
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+        raise TypeError(f"x must be a floating-point array, got {getattr(x, 'dtype', type(x))}")
     if not x.size:
         raise ValueError("the variance of no numbers is undefined")
 
@@ -174,6 +181,6 @@ def stable_roots(a: float, b: float, c: float, dtype: Any = np.float32) -> tuple
 
 def _discriminant(a: Any, b: Any, c: Any) -> Any:
     discriminant = b * b - 4 * a * c
-    if a == 0 or not discriminant > 0:
-        raise ValueError(f"{a} x² + {b} x + {c} does not have two real roots")
+    if a == 0 or not 0 < discriminant < math.inf:
+        raise ValueError(f"{a} x² + {b} x + {c} does not have two real roots within {a.dtype}")
     return discriminant

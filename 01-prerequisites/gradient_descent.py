@@ -9,6 +9,7 @@ learning and for topic 01's networks. Topic 07 has those that train transformers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,24 +22,28 @@ class SGD:
     """θ ← θ - lr · g: plain gradient descent (Cauchy 1847; on random batches, Robbins and Monro
     1951). On a quadratic bowl it converges exactly when lr < 2 / (largest curvature).
 
-    parameters: floating-point arrays, changed in place. Raises ValueError unless lr > 0 and there
-    is a parameter; TypeError for parameters that are no floating-point arrays.
+    parameters: floating-point arrays, changed in place. Raises ValueError unless lr is positive and
+    finite, there is a parameter and all can be written to; TypeError for parameters that are no
+    floating-point arrays.
     """
 
     def __init__(self, parameters: Sequence[NDArray[Any]], *, lr: float) -> None:
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, got {lr}")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {lr}")
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError("there must be at least one parameter")
         for parameter in self.parameters:
             if not isinstance(parameter, np.ndarray) or parameter.dtype.kind != "f":
                 raise TypeError(f"parameters must be floating-point arrays, got {parameter!r}")
+            if not parameter.flags.writeable:
+                raise ValueError(f"parameters are changed in place, got a read-only {parameter!r}")
         self.lr = lr
         self.steps = 0
 
     def step(self, gradients: Sequence[NDArray[Any]]) -> None:
         """One update. Raises ValueError unless there is a gradient of each parameter's shape."""
+        gradients = [np.asarray(gradient) for gradient in gradients]
         if [g.shape for g in gradients] != [p.shape for p in self.parameters]:
             raise ValueError(
                 f"gradients must have shapes {[p.shape for p in self.parameters]}, "
@@ -130,6 +135,8 @@ class Adam(SGD):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(parameters, lr=lr)
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas}")
         self.betas = (_share("betas[0]", betas[0]), _share("betas[1]", betas[1]))
         self.eps = _positive_eps(eps)
         self.means, self.squares = self._zeros(), self._zeros()
@@ -174,10 +181,10 @@ def quadratic_bowl(condition: float) -> Surface:
     """f(x, y) = (x² + κ y²) / 2: a ravine κ times as steep across as along.
 
     Its Hessian is diag(1, κ), so everything about descent on it is known: README, "How far one
-    may step". Raises ValueError for κ < 1.
+    may step". Raises ValueError unless 1 <= κ < ∞.
     """
-    if not condition >= 1:
-        raise ValueError(f"condition must be at least 1, got {condition}")
+    if not 1 <= condition < math.inf:
+        raise ValueError(f"condition must be at least 1 and finite, got {condition}")
     curvature = np.array([1.0, condition])
     return Surface(
         name=f"ravine, κ = {condition:g}",

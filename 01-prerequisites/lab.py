@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import io
+import math
 import os
 import random
 import re
@@ -311,6 +312,8 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, 
     sample = [float(value) for value in values]
     if len(sample) < 2:
         raise ValueError(f"an interval needs at least two values; got {len(sample)}")
+    if not all(math.isfinite(value) for value in sample):
+        raise ValueError(f"an interval needs finite values; got {sample}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1; got {confidence}")
     error = statistics.stdev(sample) / len(sample) ** 0.5

@@ -47,8 +47,11 @@ def matmul_by_loops(
 ) -> list[list[float]]:
     """C_ij = Σ_k A_ik B_kj on plain lists: (M, K), (K, N) -> (M, N), in 2·M·K·N FLOPs.
 
-    Raises ValueError where the inner sizes differ or a matrix is empty.
+    Raises ValueError where the inner sizes differ, a matrix is empty, or its rows differ in length.
     """
+    for rows in (a, b):
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(f"a matrix has rows of one length, got {[len(row) for row in rows]}")
     if not a or not b or len(a[0]) != len(b) or not b[0]:
         raise ValueError(f"cannot multiply ({len(a)}, …) by ({len(b)}, …): inner sizes must agree")
     columns = list(zip(*b, strict=True))
@@ -61,9 +64,15 @@ def power_iteration(
     """The eigenvalue of largest magnitude of a symmetric matrix (n, n), and its unit eigenvector.
 
     Multiply any vector by the matrix again and again: its part along the largest eigenvalue grows
-    fastest, by |λ₁ / λ₂| a step over the next. Raises ValueError unless the matrix is symmetric.
+    fastest, by |λ₁ / λ₂| a step over the next. Raises ValueError unless the matrix is symmetric and
+    `steps` at least 1; and where the walk has not settled, as between eigenvalues λ and -λ, of
+    which neither outgrows the other.
     """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T):
+    matrix = np.asarray(matrix)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    square = matrix.ndim == 2 and matrix.size and matrix.shape[0] == matrix.shape[1]
+    if not square or not np.allclose(matrix, matrix.T):
         raise ValueError(f"power iteration here needs a symmetric matrix, got {matrix.shape}")
     vector = np.random.default_rng(seed).normal(size=len(matrix))  # (n,)
     for _ in range(steps):
@@ -72,7 +81,14 @@ def power_iteration(
         if length == 0.0:
             return 0.0, vector / np.linalg.norm(vector)
         vector = image / length
-    return float(vector @ matrix @ vector), vector
+    value = float(vector @ matrix @ vector)
+    # |A v - λ v| bounds how far λ is from an eigenvalue.
+    left = float(np.linalg.norm(matrix @ vector - value * vector))
+    if not left <= 1e-3 * abs(value):
+        raise ValueError(
+            f"no direction has won after {steps} steps: |A v - λ v| = {left:.2g} at λ = {value:.4g}"
+        )
+    return value, vector
 
 
 def low_rank(matrix: NDArray[Any], rank: int) -> NDArray[np.float64]:
@@ -81,6 +97,7 @@ def low_rank(matrix: NDArray[Any], rank: int) -> NDArray[np.float64]:
     Keep the `rank` largest singular values; the squared error is the sum of the others' squares.
     Raises ValueError unless 0 <= rank <= min(M, N).
     """
+    matrix = np.asarray(matrix)
     if matrix.ndim != 2 or not 0 <= rank <= min(matrix.shape):
         raise ValueError(f"rank must lie in [0, min of {matrix.shape}], got {rank}")
     U, s, Vt = np.linalg.svd(matrix, full_matrices=False)  # (M, R), (R,), (R, N)

@@ -45,6 +45,8 @@ class MLPConfig:
     initialisation: Initialisation = "he"
 
     def __post_init__(self) -> None:
+        if not all(isinstance(size, int) for size in self.sizes):
+            raise TypeError(f"sizes must be whole numbers, got {self.sizes}")
         if len(self.sizes) < 2 or min(self.sizes) < 1:
             raise ValueError(f"sizes must be two or more positive numbers, got {self.sizes}")
         if self.nonlinearity not in ("relu", "tanh"):
@@ -97,15 +99,30 @@ class Network(Protocol):
 
 
 def _check_inputs(x: NDArray[Any], config: MLPConfig) -> None:
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x must be an array, got {type(x).__name__}")
     if x.ndim != 2 or x.shape[1] != config.sizes[0]:
         raise ValueError(f"x must be (N, {config.sizes[0]}), got shape {x.shape}")
+
+
+def _check_batch(x: NDArray[Any], targets: NDArray[Any], config: MLPConfig) -> None:
+    _check_inputs(x, config)
+    if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "iu":
+        raise TypeError(f"targets must be an array of integers, got {targets!r}")
+    if targets.shape != (len(x),) or not len(x):
+        raise ValueError(f"one target for each of {len(x)} examples, at least one: {targets.shape}")
+    # Every place counts here: -100, which `numerics.cross_entropy` leaves out, is refused as well.
+    V = config.sizes[-1]
+    if targets.min() < 0 or targets.max() >= V:
+        raise ValueError(f"targets must be classes in [0, {V}), got {targets}")
 
 
 class HandMLP:
     """Forward and backward in NumPy, every gradient written out (README, "Every gradient").
 
-    Raises ValueError for inputs that do not have the first layer's width, and what
-    `numerics.cross_entropy` raises for targets that do not fit.
+    Raises, as the other two do, ValueError for inputs that do not have the first layer's width,
+    for a loss of no examples and for targets that are not one class each; TypeError for x that is
+    no array and targets that are no array of integers.
     """
 
     def __init__(self, config: MLPConfig, *, seed: int = 0) -> None:
@@ -127,6 +144,7 @@ class HandMLP:
         return self.hidden_states(x)[-1]
 
     def loss_and_gradients(self, x: NDArray[Any], targets: NDArray[Any]) -> tuple[float, Gradients]:
+        _check_batch(x, targets, self.config)
         states = self.hidden_states(x)
         loss = float(numerics.cross_entropy(states[-1], targets))
         # From the loss back to the first layer; delta is dL/da of the layer at hand.
@@ -176,6 +194,7 @@ class EngineMLP:
         return self.forward(x).data
 
     def loss_and_gradients(self, x: NDArray[Any], targets: NDArray[Any]) -> tuple[float, Gradients]:
+        _check_batch(x, targets, self.config)
         for variable in self.variables:
             variable.zero_grad()
         loss = self.forward(x).cross_entropy(targets)
@@ -218,12 +237,13 @@ class TorchNetwork:
     def logits(self, x: NDArray[Any]) -> NDArray[np.float64]:
         _check_inputs(x, self.config)
         with torch.no_grad():
-            return self.module(torch.from_numpy(x)).numpy()
+            return self.module(torch.from_numpy(x.astype(np.float64, copy=False))).numpy()
 
     def loss_and_gradients(self, x: NDArray[Any], targets: NDArray[Any]) -> tuple[float, Gradients]:
-        _check_inputs(x, self.config)
+        _check_batch(x, targets, self.config)
         self.module.zero_grad()
-        loss = F.cross_entropy(self.module(torch.from_numpy(x)), torch.from_numpy(targets))
+        logits = self.module(torch.from_numpy(x.astype(np.float64, copy=False)))
+        loss = F.cross_entropy(logits, torch.from_numpy(targets.astype(np.int64, copy=False)))
         loss.backward()
         return loss.item(), [
             np.zeros(tuple(w.shape)) if w.grad is None else w.grad.numpy()
@@ -247,10 +267,12 @@ def gradient_step(
 def accuracy(network: Network, x: NDArray[Any], targets: NDArray[Any]) -> float:
     """The share of examples whose largest logit is the target's, 0 to 1.
 
-    x (N, sizes[0]), targets (N,). Raises ValueError for no examples.
+    x (N, sizes[0]), targets (N,). Raises ValueError for no examples or targets of another shape.
     """
     if not len(x):
         raise ValueError("accuracy of no examples is undefined")
+    if np.shape(targets) != (len(x),):
+        raise ValueError(f"targets must be ({len(x)},), got shape {np.shape(targets)}")
     return float((network.logits(x).argmax(axis=1) == targets).mean())
 
 

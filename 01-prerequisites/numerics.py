@@ -128,9 +128,9 @@ def mutual_information(joint: Array) -> Array:
     = KL(p(x, y) ‖ p(x) p(y)) in nats: 0 for independent variables, H(X) where Y determines X.
     Raises ValueError unless `joint` is two-dimensional, non-negative and sums to 1.
     """
+    _, joint = _precise(joint)
     if joint.ndim != 2:
         raise ValueError(f"joint must be (X, Y), got shape {tuple(joint.shape)}")
-    _, joint = _precise(joint)
     independent = joint.sum(1)[:, None] * joint.sum(0)[None, :]  # (X, Y)
     return kl_divergence(joint.reshape(-1), independent.reshape(-1))
 
@@ -213,7 +213,8 @@ def _array_losses(
     picked = np.take_along_axis(log_p, safe[..., None], axis=-1)[..., 0]
     if smoothing > 0.0:
         picked = (1.0 - smoothing) * picked + smoothing * log_p.mean(axis=-1)
-    return np.where(keep, -picked, np.zeros_like(picked)), keep
+    # The count in the losses' dtype: fp32 divided by an int64 would be fp64.
+    return np.where(keep, -picked, np.zeros_like(picked)), keep.astype(picked.dtype)
 
 
 def _chunks(x: Tensor) -> list[slice]:
@@ -225,7 +226,8 @@ def _chunks(x: Tensor) -> list[slice]:
 def _check_loss(
     logits: Any, targets: Any, ignore_index: int, smoothing: float, reduction: str
 ) -> None:
-    if isinstance(logits, Tensor) != isinstance(targets, Tensor):
+    kind = Tensor if isinstance(logits, Tensor) else (np.ndarray, np.generic)
+    if not (isinstance(logits, kind) and isinstance(targets, kind)):
         raise TypeError(
             "logits and targets must both be tensors or both be arrays, "
             f"got {type(logits).__name__} and {type(targets).__name__}"
@@ -259,9 +261,13 @@ def _check_loss(
 def _precise(x: Any) -> tuple[ModuleType, Any]:
     """The library that x belongs to, and x in at least fp32."""
     if isinstance(x, Tensor):
+        if x.is_complex():
+            raise TypeError(f"real numbers are needed, got dtype {x.dtype}")
         wanted = x.dtype if x.dtype == torch.float64 else torch.float32
         return torch, x.to(wanted)
     x = np.asarray(x)
+    if x.dtype.kind in "cOSUmM":
+        raise TypeError(f"real numbers are needed, got dtype {x.dtype}")
     if x.dtype == np.float16:
         return np, x.astype(np.float32)
     return np, x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
@@ -279,6 +285,8 @@ def _largest(xp: ModuleType, x: Any, axis: int) -> Any:
     """
     if isinstance(x, Tensor):
         x = x.detach()
+    if 0 in x.shape and -x.ndim <= axis < x.ndim and x.shape[axis] == 0:
+        raise ValueError(f"there is no number along axis {axis} of shape {tuple(x.shape)}")
     largest = xp.amax(x, axis=axis, keepdims=True)
     return xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))
 
@@ -286,6 +294,7 @@ def _largest(xp: ModuleType, x: Any, axis: int) -> Any:
 def _distribution(p: Any, name: str, axis: int) -> tuple[ModuleType, Any]:
     xp, p = _precise(p)
     # Loose enough for a large fp32 softmax, tight enough for one that was never normalised.
-    if bool((p < 0).any()) or bool((abs(p.sum(axis) - 1.0) > 1e-4).any()):
+    # Asked so that NaN, of which nothing is true, is refused too.
+    if not (bool((p >= 0).all()) and bool((abs(p.sum(axis) - 1.0) <= 1e-4).all())):
         raise ValueError(f"{name} must be non-negative and sum to 1 along axis {axis}")
     return xp, p

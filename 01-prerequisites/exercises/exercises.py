@@ -122,8 +122,9 @@ def adam_path(gradient: Callable[[Array], Array], start: Array, *, lr: float, st
 
     It runs and it goes downhill. It has three bugs. Mend them and remove the first line.
 
-    Hints: (a) What is the first step's length? It should be lr in every coordinate. (b) Which t
-    belongs to the first step? (c) Look at what the list holds when the loop has ended.
+    Hints: (a) What is the first step's length? It should be lr in every coordinate. (b) How many
+    points must the path have, and which is the first? (c) Look at what the list holds when the
+    loop has ended.
     """
     raise NotImplementedError  # remove this line
     theta = start.copy()

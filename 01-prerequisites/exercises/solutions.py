@@ -87,9 +87,9 @@ def backward(output: Scalar) -> None:
 
 
 def adam_path(gradient: Callable[[Array], Array], start: Array, *, lr: float, steps: int) -> Array:
-    """The square was not corrected, so the first step was √1000 times too small beside the mean's
-    correction; the list held one array many times, changed in place, so the path was its end; and
-    the start was cut off.
+    """The square was not corrected: at first it is 1000 times too small, its root stands below the
+    line, and the first step was √1000 = 32 times too long. The list held one array many times,
+    changed in place, so the path was its end over and over. And the start was cut off.
     """
     theta = start.copy()
     mean, square = np.zeros_like(theta), np.zeros_like(theta)

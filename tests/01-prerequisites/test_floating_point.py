@@ -112,7 +112,7 @@ def test_roots():
 
 
 BAD = {
-    "bits": (lambda: FloatFormat(name="", exponent_bits=1, mantissa_bits=2), ValueError, "2 expo"),
+    "bits": (lambda: FloatFormat(name="", exponent_bits=1, mantissa_bits=2), ValueError, "2 to 10"),
     "words": (lambda: round_to_format(["a"], FP16), TypeError, "real numbers"),
     "no numbers": (lambda: textbook_variance(np.zeros(0)), ValueError, "no numbers"),
     "no numbers here": (lambda: two_pass_variance(np.zeros(0)), ValueError, "no numbers"),

@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from digits_data import load_digit_images
+from digits_data import load_digit_images, xor_examples
+from floating_point import FP16, round_to_format
 from linear_algebra import row_major_strides
 from neural_network import HandMLP, MLPConfig
 from numerics import entropy, kl_divergence, nats_to_bits
+from prerequisites_experiments import DEFAULT_FOUNDATIONS
 
 
 def test_strides_and_eigenvalues():
@@ -57,6 +59,38 @@ def test_rates():
     assert pytest.approx(0.98, abs=5e-4) == 99 / 101
     assert math.log(0.1) / math.log(99 / 101) == pytest.approx(115, abs=0.5)
     assert 0.1 / math.sqrt(0.001) == pytest.approx(3.16, abs=5e-3)
+
+
+def test_momentum_on_a_bowl():
+    """With the page's β and a rate at the edge, κ = 100 shrinks by 0.82 in every direction."""
+    root_beta = 9 / 11
+    assert root_beta == pytest.approx(0.82, abs=5e-3)
+    assert math.log(0.1) / math.log(root_beta) == pytest.approx(11, abs=0.5)
+    rate = (1 - root_beta) ** 2  # η λ_min at the lower edge; λ_max = 100 λ_min at the upper
+    assert 100 * rate == pytest.approx((1 + root_beta) ** 2)
+    for curvature in (rate, 3 * rate, 50 * rate, 100 * rate):
+        roots = np.roots([1, -(1 + root_beta**2 - curvature), root_beta**2])
+        np.testing.assert_allclose(np.abs(roots), root_beta, rtol=1e-6)
+
+
+def test_two_neurons_that_solve_xor():
+    x, y = xor_examples()
+    score = np.maximum(x[:, 0] - x[:, 1], 0) + np.maximum(x[:, 1] - x[:, 0], 0)
+    assert score.tolist() == (2.0 * y).tolist()
+
+
+def test_what_fp16_loses():
+    assert round_to_format(2.9e-8, FP16) == 0.0 < round_to_format(3.1e-8, FP16)
+    assert FP16.largest == 65_504
+
+
+def test_the_best_step_of_a_difference():
+    assert pytest.approx(5e-6, rel=0.1) == (1e-16) ** (1 / 3)
+
+
+def test_the_sizes_that_the_page_names():
+    scale = DEFAULT_FOUNDATIONS
+    assert (scale.comparison_seeds, scale.digit_steps) == (3, 1500)
 
 
 def test_one_tenth_in_bf16():
