@@ -182,5 +182,7 @@ def stable_roots(a: float, b: float, c: float, dtype: Any = np.float32) -> tuple
 def _discriminant(a: Any, b: Any, c: Any) -> Any:
     discriminant = b * b - 4 * a * c
     if a == 0 or not 0 < discriminant < math.inf:
-        raise ValueError(f"{a} x² + {b} x + {c} does not have two real roots within {a.dtype}")
+        raise ValueError(
+            f"{a} x² + {b} x + {c} does not have two real roots within {np.asarray(b).dtype}"
+        )
     return discriminant

@@ -226,7 +226,7 @@ def _chunks(x: Tensor) -> list[slice]:
 def _check_loss(
     logits: Any, targets: Any, ignore_index: int, smoothing: float, reduction: str
 ) -> None:
-    kind = Tensor if isinstance(logits, Tensor) else (np.ndarray, np.generic)
+    kind: Any = Tensor if isinstance(logits, Tensor) else (np.ndarray, np.generic)
     if not (isinstance(logits, kind) and isinstance(targets, kind)):
         raise TypeError(
             "logits and targets must both be tensors or both be arrays, "
