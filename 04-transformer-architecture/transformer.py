@@ -6,7 +6,6 @@ model of this course, from GPT to T5 and ViT, is a stack of this one `Transforme
 differ in the parts that they hand it.
 
 `Transformer` is the model of Vaswani et al. 2017, with `greedy_translate` and `beam_translate`.
-
 Letters: B batch, T target length, S source or memory length, D model width, V vocabulary.
 """
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +40,7 @@ class TransformerBlock(nn.Module):
         cross_attention: attention to a memory; makes this a decoder block of an encoder-decoder.
         dropout: probability of zeroing an element of each sublayer's output in training.
 
-    Raises:
-        ValueError: a dropout outside [0, 1).
+    Raises ValueError for a dropout outside [0, 1).
     """
 
     def __init__(
@@ -347,9 +345,20 @@ class Transformer(nn.Module):
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
+class Translator(Protocol):
+    """What the decoders below need of a model: `Transformer`, topic 08's T5 and BART."""
+
+    max_seq_len: int
+    pad_id: int
+
+    def encode(self, *args: Any, **kwargs: Any) -> Tensor: ...
+    def decode(self, *args: Any, **kwargs: Any) -> Tensor: ...
+    def new_cache(self) -> DecoderCache: ...
+
+
 @torch.no_grad()
 def greedy_translate(
-    model: Transformer,
+    model: Translator,
     src: Tensor,
     *,
     bos_id: int,
@@ -403,7 +412,7 @@ def greedy_translate(
 
 @torch.no_grad()
 def beam_translate(
-    model: Transformer,
+    model: Translator,
     src: Tensor,
     *,
     bos_id: int,
@@ -481,11 +490,11 @@ def beam_translate(
     return [ids for _, ids in best]
 
 
-def _length_limit(model: Transformer, src: Tensor, max_new_tokens: int | None) -> int:
+def _length_limit(model: Translator, src: Tensor, max_new_tokens: int | None) -> int:
     """Return how many tokens a translation may have."""
-    longest = model.max_seq_len
     if max_new_tokens is None:
-        return min(src.shape[1] + 50, longest)
+        return min(src.shape[1] + 50, model.max_seq_len)
+    longest = model.max_seq_len
     if not 1 <= max_new_tokens <= longest:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be from 1 to {longest}")
     return max_new_tokens

@@ -190,7 +190,9 @@ def save_pretrained(
     )
     if tokenizer is not None:
         tokenizer.save(directory)
-    _write_json(directory / "generation_config.json", specials)
+    told = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
+    own = {name: entries[name] for name in told if name in entries}
+    _write_json(directory / "generation_config.json", {**specials, **own})
     # In config.json a padding id would make that row of the embedding untrainable there.
     _write_json(directory / "config.json", {**header, **specials, "pad_token_id": None, **entries})
     return directory

@@ -37,7 +37,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 class Rule:
     """One line of a converter: their tensor is this tensor of ours (or these, stacked).
 
-    `{i}` in a name stands for the layer index and makes the rule one rule for each layer.
+    `{i}` in a name stands for the layer index and makes the rule one rule for each layer; `{j}`
+    does so for the layers of a decoder that has its own number of them.
 
     Args:
         theirs: the name in the checkpoint, for example "transformer.h.{i}.attn.c_attn.weight".
@@ -61,9 +62,10 @@ class Rule:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     def at(self, layer: int) -> Rule:
-        """The same rule with `{i}` filled in."""
-        ours = tuple(name.replace("{i}", str(layer)) for name in self.targets)
-        theirs = self.theirs.replace("{i}", str(layer))
+        """The same rule with `{i}` or `{j}` filled in."""
+        index = re.compile(r"\{[ij]\}")
+        ours = tuple(index.sub(str(layer), name) for name in self.targets)
+        theirs = index.sub(str(layer), self.theirs)
         return replace(self, theirs=theirs, ours=ours)
 
 
@@ -74,7 +76,8 @@ class Family:
     Args:
         name: the `model_type` in config.json.
         architecture: the class name that `transformers` should build ("GPT2LMHeadModel").
-        config_type: our config dataclass; it has `num_layers` and `tie_embeddings`.
+        config_type: our config dataclass; it has `num_layers` and `tie_embeddings` (and
+            `num_decoder_layers` where the rules have a `{j}`).
         config_from_hf: config.json as a dict -> our config. Raises KeyError for an entry that
             must be there and ValueError for an option that we do not have.
         config_to_hf: our config -> the architecture's entries of config.json. Raises ValueError
@@ -105,6 +108,7 @@ class Family:
             if rule.when is not None and not rule.when(config):
                 continue
             layers = config.num_layers if "{i}" in rule.theirs else 1
+            layers = config.num_decoder_layers if "{j}" in rule.theirs else layers
             yield from (rule.at(layer) for layer in range(layers))
 
 
