@@ -71,7 +71,7 @@ MUTANTS = [
         name="the-decoder-is-a-copy-of-the-table",
         module=f"{_HERE}/bert.py",
         old="self.decoder.weight = self.encoder.embeddings.tokens.weight",
-        new="self.decoder.weight = nn.Parameter(self.encoder.embeddings.tokens.weight.detach().clone())",
+        new="self.decoder.weight.data.copy_(self.encoder.embeddings.tokens.weight)",
         tests=_BERT_TESTS,
         symptom="V·D parameters too many; the saved checkpoint gives other logits.",
         finder="identity of the two tensors; parameters counted",
@@ -106,10 +106,10 @@ MUTANTS = [
     Mutant(
         name="t5-forgets-to-shrink-before-a-tied-output",
         module=f"{_HERE}/t5.py",
-        old="        if self.config.tie_embeddings:\n            x = x * self.config.d_model**-0.5\n",
-        new="",
+        old="            x = x * self.config.d_model**-0.5\n",
+        new="            x = x * 1.0\n",
         tests=_SEQ2SEQ_TESTS,
-        symptom="The greedy text is right, since the order of logits is; every probability is 0 or 1.",
+        symptom="The greedy text is right, since the logits' order is; probabilities are 0 or 1.",
         finder="logits beside transformers'; the initial logits' variance",
     ),
     Mutant(
