@@ -269,7 +269,10 @@ class PerformerAttention:
                 # Directions of a random rotation; lengths as independent normal vectors have.
                 groups = -(-self.num_features // head_dim)
                 square = torch.randn(groups, head_dim, head_dim, generator=generator)
-                directions = torch.linalg.qr(square)[0].flatten(0, 1)[: self.num_features]
+                rotation, upper = torch.linalg.qr(square)
+                # Householder's method fixes some signs; those of R's diagonal make it uniform.
+                rotation = rotation * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+                directions = rotation.flatten(0, 1)[: self.num_features]
                 rows = directions * rows.norm(dim=1, keepdim=True)
             self._drawn[head_dim] = rows
         return self._drawn[head_dim]

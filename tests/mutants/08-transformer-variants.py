@@ -193,4 +193,13 @@ MUTANTS = [
         symptom="Long keys are attended too little, whatever the number of features.",
         finder="the error must fall as features are added",
     ),
+    Mutant(
+        name="rotations-as-the-factorisation-gives-them",
+        module=f"{_HERE}/efficient_attention.py",
+        old="rotation = rotation * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)",
+        new="rotation = rotation * 1.0",
+        tests=_EFFICIENT_TESTS,
+        symptom="More features help less and less: the error has a floor that is not noise.",
+        finder="the mean direction, which must be 0",
+    ),
 ]
