@@ -102,9 +102,9 @@ def masked_weights(scores: Tensor, keep: Tensor) -> Tensor:
 
     Args: scores (..., T, S), keep bool of that shape. Returns: weights; rows sum to 1 or to 0.
 
-    This one hides the future and yet leaks it. There are two bugs: find what is wrong with a row's
-    sum and why a hidden score still matters, mend it without making a NaN (nor a NaN in the
-    gradient), and remove the first line.
+    This one hides the future and yet leaks it. One bug, two symptoms: a row's sum is wrong, and a
+    hidden score still matters. Mend it without making a NaN (nor a NaN in the gradient), and remove
+    the first line.
 
     Hints: (a) Raise a hidden score by 10 and watch a visible weight. (b) Hide before the softmax,
     not after. (c) A row of nothing but -inf is 0/0; fill with a large negative number instead and
@@ -126,7 +126,7 @@ GRADIENT_AT_SCORE: float = ...  # type: ignore[assignment]
 # The tokens before the last one are put in another order; attention is causal and knows no
 # positions. By how much does the last position's output change?
 CHANGE_AT_LAST: float = ...  # type: ignore[assignment]
-# The length doubles: by what factor grows the memory of the weights?
+# The length doubles: by what factor does the memory of the attention weights grow?
 MEMORY_FACTOR: float = ...  # type: ignore[assignment]
 
 

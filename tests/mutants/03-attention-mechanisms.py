@@ -18,6 +18,15 @@ _STUDIES_TESTS = ("tests/03-attention-mechanisms/test_attention_studies.py",)
 
 MUTANTS = [
     Mutant(
+        name="heads are cut across positions",
+        module=_ATTENTION,
+        old="self.q_proj(x).view(B, T, self.num_heads, self.head_dim)",
+        new="self.q_proj(x).view(B, self.num_heads, T, self.head_dim).transpose(1, 2)",
+        tests=_ATTENTION_TESTS,
+        symptom="every shape fits and training works; a causal model reads its future",
+        finder="parity with nn.MultiheadAttention; no gradient from the future",
+    ),
+    Mutant(
         name="forget-the-root-of-the-head-width",
         module=_ATTENTION,
         old="(1.0 / math.sqrt(K) if scale is None else scale)",
@@ -196,6 +205,24 @@ MUTANTS = [
         tests=_ADDITIVE_TESTS,
         symptom="translations of short sentences get worse in batches with long ones",
         finder="weights over the real places, place by place",
+    ),
+    Mutant(
+        name="a broken bias is taken for a forbidden pair",
+        module="03-attention-mechanisms/matmul_attention.py",
+        old="bias != -math.inf",
+        new="bias > -math.inf",
+        tests=("tests/03-attention-mechanisms/test_matmul_attention.py",),
+        symptom="a NaN in a learned bias disappears here and shows up elsewhere",
+        finder="a NaN in the bias makes its row NaN",
+    ),
+    Mutant(
+        name="asks with the state after the step",
+        module=_ADDITIVE,
+        old="    attend_before = True\n",
+        new="    attend_before = False\n",
+        tests=_ADDITIVE_TESTS,
+        symptom="alignments are one word off, and translations nearly as good",
+        finder="each score says which state it asks with, as its paper does",
     ),
     Mutant(
         name="additive score without its tanh",
