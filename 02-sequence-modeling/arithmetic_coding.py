@@ -39,10 +39,7 @@ class ArithmeticEncoder:
         """Narrow to [start / total, end / total): the symbol's share of the whole numbers below
         total. Raises ValueError unless 0 <= start < end <= total < 2**46.
         """
-        if not 0 <= start < end <= total < _QUARTER:
-            raise ValueError(
-                f"0 <= start < end <= total < 2**46 must hold: {start}, {end}, {total}"
-            )
+        _check_share(start, end, total)
         width = self._high - self._low + 1
         self._high = self._low + width * end // total - 1
         self._low += width * start // total
@@ -95,7 +92,10 @@ class ArithmeticDecoder:
         return ((self._value - self._low + 1) * total - 1) // width
 
     def consume(self, start: int, end: int, total: int) -> None:
-        """Narrow as the encoder did, once it is known whose share `target` was."""
+        """Narrow as the encoder did, once it is known whose share `target` was. Raises ValueError
+        as `ArithmeticEncoder.encode` does: an empty share would be narrowed for ever.
+        """
+        _check_share(start, end, total)
         width = self._high - self._low + 1
         self._high = self._low + width * end // total - 1
         self._low += width * start // total
@@ -112,9 +112,21 @@ class ArithmeticDecoder:
             self._high = 2 * (self._high - shift) + 1
             self._value = 2 * (self._value - shift) + self._bit()
 
+    @property
+    def code_bytes(self) -> int:
+        """How long the encoder's code is, if the message ends here: a bit for each that was read
+        after the first 48, and the two of `finish`, in whole bytes.
+        """
+        return (self._next - _BITS + 2 + 7) // 8
+
     def _bit(self) -> int:
         self._next += 1
         return self._bits[self._next - 1] if self._next <= len(self._bits) else 0
+
+
+def _check_share(start: int, end: int, total: int) -> None:
+    if not 0 <= start < end <= total < _QUARTER:
+        raise ValueError(f"0 <= start < end <= total < 2**46 must hold: {start}, {end}, {total}")
 
 
 def cumulative_frequencies(probabilities: np.ndarray | Sequence[float]) -> list[int]:
@@ -126,6 +138,8 @@ def cumulative_frequencies(probabilities: np.ndarray | Sequence[float]) -> list[
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 1 or not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-3:
         raise ValueError(f"probabilities must be one distribution, got sum {p.sum()}")
+    if len(p) > FREQUENCY_TOTAL // 2:
+        raise ValueError(f"at most {FREQUENCY_TOTAL // 2} symbols can be coded, got {len(p)}")
     borders = np.floor(np.cumsum(p / p.sum()) * (FREQUENCY_TOTAL - len(p))).astype(np.int64)
     borders += np.arange(1, len(p) + 1)
     borders[-1] = FREQUENCY_TOTAL
@@ -141,16 +155,28 @@ class BytePredictor(Protocol):
     def after(self, byte: int) -> np.ndarray: ...
 
 
+def _byte_borders(probabilities: np.ndarray) -> list[int]:
+    borders = cumulative_frequencies(probabilities)
+    if len(borders) != 257:
+        raise ValueError(f"a byte predictor gives 256 probabilities, got {len(borders) - 1}")
+    return borders
+
+
 class DamagedCodeError(ValueError):
     """A compressed file that is no such file, is cut off, or does not match its checksum."""
 
 
 def compress_bytes(data: bytes, model: BytePredictor) -> bytes:
-    """`data` as a header (16 bytes: magic, length, checksum) and its arithmetic code."""
+    """`data` as a header (16 bytes: magic, length, checksum) and its arithmetic code.
+
+    Raises TypeError for what is no bytes, ValueError for a model that gives no distribution (256,).
+    """
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"data must be bytes (encode a text first), got {type(data).__name__}")
     encoder = ArithmeticEncoder()
     probabilities = model.start()
     for byte in data:
-        borders = cumulative_frequencies(probabilities)
+        borders = _byte_borders(probabilities)
         encoder.encode(borders[byte], borders[byte + 1], FREQUENCY_TOTAL)
         probabilities = model.after(byte)
     code = encoder.finish() if data else b""
@@ -160,10 +186,13 @@ def compress_bytes(data: bytes, model: BytePredictor) -> bytes:
 def decompress_bytes(compressed: bytes, model: BytePredictor) -> bytes:
     """What `compress_bytes` was given, bit for bit; the model must be the same.
 
-    Raises DamagedCodeError for anything else. The model computes the same floating-point numbers
+    Raises DamagedCodeError for other bytes, cut off, changed or with something appended, and
+    TypeError for what is no bytes. The model computes the same floating-point numbers
     twice, so the same machine and build must do both: a probability that differs in its last
     place can move a border, and everything behind it is lost (the checksum tells).
     """
+    if not isinstance(compressed, (bytes, bytearray)):
+        raise TypeError(f"a compressed file is bytes, got {type(compressed).__name__}")
     if len(compressed) < _HEADER.size:
         raise DamagedCodeError(f"{len(compressed)} bytes are fewer than the header's 16")
     magic, length, checksum = _HEADER.unpack_from(compressed)
@@ -178,7 +207,7 @@ def decompress_bytes(compressed: bytes, model: BytePredictor) -> bytes:
     probabilities = model.start() if length else None
     while len(data) < length:
         assert probabilities is not None
-        borders = cumulative_frequencies(probabilities)
+        borders = _byte_borders(probabilities)
         byte = int(np.searchsorted(borders, decoder.target(FREQUENCY_TOTAL), side="right")) - 1
         if not 0 <= byte < 256:
             raise DamagedCodeError(f"the code leaves its interval at byte {len(data)}")
@@ -187,6 +216,9 @@ def decompress_bytes(compressed: bytes, model: BytePredictor) -> bytes:
         probabilities = model.after(byte)
     if zlib.crc32(data) != checksum:
         raise DamagedCodeError("the checksum does not match: a damaged file, or another model")
+    expected = decoder.code_bytes if length else 0
+    if len(code) != expected:
+        raise DamagedCodeError(f"the code must be {expected} bytes, got {len(code)}")
     return bytes(data)
 
 

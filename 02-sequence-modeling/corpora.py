@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import sysconfig
 from collections import Counter
@@ -108,7 +109,9 @@ class Corpus:
         return f"Corpus({self.name!r})"
 
 
-def load_corpus(spec: str, *, max_bytes: int | None = None, text_field: str = "text") -> Corpus:
+def load_corpus(
+    spec: str | os.PathLike[str], *, max_bytes: int | None = None, text_field: str = "text"
+) -> Corpus:
     """Open the corpus that `spec` names:
 
     - `stdlib`: the source of the installed Python's standard library and its language reference,
@@ -125,8 +128,14 @@ def load_corpus(spec: str, *, max_bytes: int | None = None, text_field: str = "t
 
     `max_bytes` ends the corpus before the document that would exceed it, except the first.
 
-    Raises CorpusError, here if the spec cannot be opened, or on iteration.
+    Raises CorpusError, here if the spec cannot be opened, or on iteration; TypeError for a spec
+    that is neither a string nor a path.
     """
+    if not isinstance(spec, (str, os.PathLike)):
+        raise TypeError(f"a corpus is named by a string or a path, got {spec!r}")
+    spec = os.fspath(spec)
+    if not spec:  # as a path it would be the current folder, with whatever lies there
+        raise CorpusError("the corpus's name is empty: give stdlib, course, a path or hf:NAME")
     if spec == "stdlib":
         source: _Source = _stdlib_documents
         name = spec

@@ -167,6 +167,8 @@ class RecurrentConfig:
         for name in ("vocab_size", "d_model", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.embed_dim is not None and self.embed_dim < 1:
+            raise ValueError(f"embed_dim must be 1 or more, or None, got {self.embed_dim}")
         if self.cell not in _GATES:
             raise ValueError(f"cell must be one of {sorted(_GATES)}, got {self.cell!r}")
 
@@ -180,15 +182,21 @@ class RecurrentConfig:
 
 
 def matched_width(cell: CellKind, *, vocab_size: int, embed_dim: int, parameters: int) -> int:
-    """The width at which a one-layer model comes closest to this many parameters from below."""
-    width = 1
-    while True:
+    """The width at which a one-layer model comes closest to this many parameters from below.
+
+    Raises ValueError where even width 1 has more, or `parameters` is not finite.
+    """
+    width = 0
+    while math.isfinite(parameters):
         config = RecurrentConfig(
             vocab_size=vocab_size, d_model=width + 1, cell=cell, embed_dim=embed_dim
         )
         if config.num_parameters > parameters:
-            return width
+            break
         width += 1
+    if not width:
+        raise ValueError(f"no {cell} of these sizes has {parameters} parameters or fewer")
+    return width
 
 
 class RecurrentLM(nn.Module):
@@ -224,6 +232,10 @@ class RecurrentLM(nn.Module):
             self.output.bias.zero_()
 
     def forward(self, ids: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if ids.ndim != 2:
+            raise ValueError(f"ids must be (B, T), got {tuple(ids.shape)}")
+        if state is not None and len(state) != len(self.layers):
+            raise ValueError(f"state must hold {len(self.layers)} layers, got {len(state)}")
         x = self.embedding(ids)  # (B, T, E)
         states = []
         for i, layer in enumerate(self.layers):
@@ -238,8 +250,13 @@ def continuous_windows(
     """One long text as B parallel streams, cut into windows: (inputs, targets), (B, T) each.
 
     Window k + 1 of a row goes on where window k ended, so a state can be carried over. Ends with
-    the streams; what does not fill a window is left out. Raises ValueError if nothing fits.
+    the streams; what does not fill a window is left out. Raises ValueError if nothing fits, unless
+    ids are (N,), or for sizes below 1.
     """
+    if ids.ndim != 1:
+        raise ValueError(f"ids must be one text (N,), got {tuple(ids.shape)}")
+    if batch_size < 1 or seq_len < 1:
+        raise ValueError(f"sizes must be 1 or more, got {batch_size} and {seq_len}")
     length = (len(ids) - 1) // batch_size
     if length < seq_len:
         raise ValueError(f"{len(ids)} ids do not fill a window of {batch_size} x {seq_len}")
@@ -296,7 +313,12 @@ class TruncatedBPTT:
 
 @torch.no_grad()
 def stream_nats(model: RecurrentLM, ids: Tensor, *, chunk: int = 4096) -> float:
-    """Total nats of ids (N,) after the first, read as one stream with the state carried along."""
+    """Total nats of ids (N,) after the first, read as one stream with the state carried along.
+
+    Raises ValueError unless ids are (N,) and chunk is 1 or more: it would read nothing and say 0.
+    """
+    if ids.ndim != 1 or chunk < 1:
+        raise ValueError(f"ids must be (N,), chunk 1 or more; got {tuple(ids.shape)} and {chunk}")
     state, total = None, 0.0
     for start in range(0, len(ids) - 1, chunk):
         end = min(start + chunk, len(ids) - 1)
@@ -309,9 +331,12 @@ def stream_nats(model: RecurrentLM, ids: Tensor, *, chunk: int = 4096) -> float:
 def jacobian_norms(layer: RecurrentLayer, x: Tensor) -> list[float]:
     """Norm of d h_T / d h_t for each t from T back to 0, the largest singular value, one sequence.
 
-    x (T, input_size). Entry k is the norm over k steps, entry 0 is 1. For the LSTM the state is
-    (h, c) and the derivative is of c by c: the path that the cell was built for.
+    x (T, input_size), or ValueError. Entry k is the norm over k steps, entry 0 is 1. For the LSTM
+    the state is (h, c) and the derivative is of c by c: the path that the cell was built for.
     """
+    width = layer.weight_ih_l0.shape[1]
+    if x.ndim != 2 or x.shape[1] != width:
+        raise ValueError(f"x must be (T, {width}), got {tuple(x.shape)}")
     states = [layer.initial_state(1)]
     with torch.no_grad():
         for t in range(x.shape[0]):

@@ -23,7 +23,8 @@ class EncoderDecoder(nn.Module):
         (Bahdanau); False asks with the new state, and only the output reads it (Luong).
     M is 2 D with a bidirectional encoder and D otherwise (`memory_dim`).
 
-    Raises ValueError for lengths that do not fit the source.
+    Raises ValueError for widths below 1 and for lengths that do not fit the source, TypeError for
+    lengths that are no integers.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class EncoderDecoder(nn.Module):
         for name, value in (("src_vocab_size", src_vocab_size), ("tgt_vocab_size", tgt_vocab_size)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if d_model < 1 or (embed_dim is not None and embed_dim < 1):
+            raise ValueError(f"widths must be 1 or more, got {d_model=} and {embed_dim=}")
         embed = embed_dim or d_model
         self.d_model = d_model
         self.memory_dim = 2 * d_model if bidirectional else d_model
@@ -76,7 +79,9 @@ class EncoderDecoder(nn.Module):
         final state is each sequence's own. Memory at padded places is 0.
         """
         B, S = src.shape
-        if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > S:
+        if lengths.is_floating_point():
+            raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+        if lengths.shape != (B,) or not B or int(lengths.min()) < 1 or int(lengths.max()) > S:
             raise ValueError(f"lengths must be {B} numbers in [1, {S}], got {lengths.tolist()}")
         keep = source_mask(lengths, S)
         x = self.src_embedding(src)  # (B, S, E)

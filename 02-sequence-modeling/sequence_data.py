@@ -8,6 +8,7 @@ The toy tasks are small enough to be learned in seconds and each isolates one ab
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -80,8 +81,8 @@ class Vocabulary:
         return [self.id(symbol) for symbol in sequence]
 
     def decode(self, ids: Iterable[int] | Tensor, *, skip_specials: bool = True) -> list[str]:
-        """Ids to symbols; ValueError for an id that is out of range."""
-        numbers = [int(i) for i in ids]
+        """Ids to symbols; ValueError for an id out of range, TypeError where it is no integer."""
+        numbers = [operator.index(i) for i in ids]
         for i in numbers:
             if not 0 <= i < len(self.symbols):
                 raise ValueError(f"ids must lie in [0, {len(self.symbols)}), got {i}")
@@ -98,7 +99,8 @@ def pad_sequences(
     """Sequences of different lengths as one rectangle.
 
     Returns (ids, keep): (B, T) int64, T the longest length, filled up with `pad_id` on `side`;
-    and (B, T) bool, True where an id is real. Raises ValueError for no sequences at all.
+    and (B, T) bool, True where an id is real. Raises ValueError for no sequences at all, TypeError
+    for ids that are no integers.
 
     Example: [[5, 6], [7]] with pad_id 0 -> [[5, 6], [7, 0]] and [[True, True], [True, False]].
     """
@@ -111,7 +113,10 @@ def pad_sequences(
     keep = torch.zeros(len(sequences), T, dtype=torch.bool)  # (B, T)
     for row, sequence in enumerate(sequences):
         where = slice(0, len(sequence)) if side == "right" else slice(T - len(sequence), T)
-        ids[row, where] = torch.as_tensor(sequence, dtype=torch.int64)
+        values = torch.as_tensor(sequence)
+        if len(values) and (values.is_floating_point() or values.is_complex()):
+            raise TypeError(f"ids must be integers, got {values.dtype} in sequence {row}")
+        ids[row, where] = values.to(torch.int64)
         keep[row, where] = True
     return ids, keep
 
@@ -253,8 +258,14 @@ def as_language_model(
     """A pair task as next-token prediction, for a decoder without an encoder.
 
     source (N, S), target (N, T) -> (inputs, targets), both (N, S + T): source, separator and all
-    but the last of target; and, shifted by one, target after S ignored places.
+    but the last of target; and, shifted by one, target after S ignored places. Raises ValueError
+    unless both are two-dimensional with the same N, and T is at least 1.
     """
+    if source.ndim != 2 or target.ndim != 2 or len(source) != len(target) or not target.shape[1]:
+        raise ValueError(
+            "source (N, S) and target (N, T) with T >= 1 are needed, "
+            f"got {tuple(source.shape)} and {tuple(target.shape)}"
+        )
     separator = torch.full((source.shape[0], 1), separator_id)
     inputs = torch.cat((source, separator, target[:, :-1]), dim=1)  # (N, S+T)
     return inputs, torch.cat((torch.full_like(source, _IGNORED), target), dim=1)  # (N, S+T)

@@ -232,7 +232,15 @@ class TinyWorld:
         )
 
     def story(self, seed: int) -> Story:
-        """The story of a seed; the same on every machine and in every process."""
+        """The story of a seed; the same on every machine and in every process.
+
+        Raises ValueError for a negative seed, TypeError for one that is no integer: `Random` takes
+        -1 for 1, and None for the time of day.
+        """
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an integer, got {seed!r}")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
         return self._sample(Random(seed), None)
 
     def _sample(self, random: Random, duplicate_of: int | None) -> Story:
@@ -333,7 +341,12 @@ class TinyWorld:
         return ratio, math.sqrt(squares / (stories - 1) / stories) / (sum(sizes) / stories)
 
     def compress(self, texts: Iterable[str]) -> bytes:
-        """Stories as one arithmetic code, coded with the grammar's own probabilities."""
+        """Stories as one arithmetic code, coded with the grammar's own probabilities.
+
+        Raises TypeError for a single string, ValueError where the grammar cannot write a text.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be several strings: give a list of one")
         encoder = ArithmeticEncoder()
         for text in texts:
             reader = _EncodingReader(text + "\n", encoder)
@@ -343,7 +356,13 @@ class TinyWorld:
         return encoder.finish()
 
     def decompress(self, code: bytes, count: int) -> list[str]:
-        """The first `count` stories of a code that `compress` wrote."""
+        """The first `count` stories of a code that `compress` wrote.
+
+        The code does not say how many there are: a larger count goes on with stories that nobody
+        wrote. Raises ValueError for a negative count.
+        """
+        if count < 0:
+            raise ValueError(f"count must be 0 or more, got {count}")
         decoder, texts = ArithmeticDecoder(code), []
         for _ in range(count):
             draw = _DecodingDraw(decoder)
