@@ -141,6 +141,22 @@ def test_a_file_that_was_cut_off_is_damaged(data, lost):
         decompress_bytes(code[:-lost], AdaptiveBytes())
 
 
+class _Even(AdaptiveBytes):
+    def start(self):
+        return np.full(256, 1 / 256)
+
+    def after(self, byte):
+        return self.start()
+
+
+@given(st.binary(min_size=1, max_size=20), st.integers(0, 7))
+def test_where_all_messages_are_equally_long_the_checksum_tells(data, bit):
+    code = bytearray(compress_bytes(data, _Even()))
+    code[16] ^= 1 << bit
+    with pytest.raises(DamagedCodeError, match="checksum"):
+        decompress_bytes(bytes(code), _Even())
+
+
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(0, 30)), max_size=50))
 def test_the_decoder_knows_how_long_the_code_is(sizes):
     shares = [(before, before + own, before + own + after) for before, own, after in sizes]
