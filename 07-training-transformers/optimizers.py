@@ -32,7 +32,7 @@ from parameter_groups import parameter_groups as parameter_groups
 NEWTON_SCHULZ_QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-class _ScheduledOptimizer(Optimizer):
+class ScheduledOptimizer(Optimizer):
     """An Optimizer whose groups remember the learning rate they were given as `initial_lr`."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class _ScheduledOptimizer(Optimizer):
         return pairs
 
 
-class AdamW(_ScheduledOptimizer):
+class AdamW(ScheduledOptimizer):
     """Adam with decoupled weight decay: decay shrinks the weight and never enters the moments.
 
     With gradient g at step t (from 1), elementwise and in this order:
@@ -156,7 +156,7 @@ class AdamW(_ScheduledOptimizer):
         p.addcdiv_(m, denominator, value=-lr * root_c2 / (1 - beta1**t))
 
 
-class Muon(_ScheduledOptimizer):
+class Muon(ScheduledOptimizer):
     """Momentum, orthogonalised: every singular value of the step is made about 1.
 
     With gradient G, momentum mu, decay lambda, for every m x n matrix W:
