@@ -21,6 +21,8 @@ from torch import Tensor
 
 from optimizers import ScheduledOptimizer
 
+_Dict = dict[str, Any]
+
 
 class _OneByOne(ScheduledOptimizer):
     """An optimiser that is said by what it does to one parameter."""
@@ -38,7 +40,9 @@ class _OneByOne(ScheduledOptimizer):
         return loss
 
     @abstractmethod
-    def _update(self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+    def _update(
+        self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]
+    ) -> None:
         """Move one parameter, in place; `state` is empty the first time."""
 
 
@@ -70,7 +74,9 @@ class Lion(_OneByOne):
         super().add_param_group(param_group)
         _check(self.param_groups[-1], "lr", "weight_decay")
 
-    def _update(self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+    def _update(
+        self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]
+    ) -> None:
         if not state:
             state["exp_avg"] = torch.zeros_like(p)
         beta1, beta2 = group["betas"]
@@ -115,7 +121,9 @@ class LAMB(_OneByOne):
         super().add_param_group(param_group)
         _check(self.param_groups[-1], "lr", "weight_decay", "eps", "max_trust_norm")
 
-    def _update(self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+    def _update(
+        self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]
+    ) -> None:
         if not state:
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(p)
@@ -189,7 +197,9 @@ class Adafactor(_OneByOne):
         if group["beta1"] is not None and not 0 <= group["beta1"] < 1:
             raise ValueError(f"beta1 must be in [0, 1), or None; got {group['beta1']}")
 
-    def _update(self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]) -> None:
+    def _update(
+        self, group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Any]
+    ) -> None:
         if not state:
             state["step"] = 0
             if p.ndim >= 2:

@@ -285,10 +285,22 @@ def gradient_noise_scale(training: TrainingStep, batch: Sequence[Tensor]) -> flo
     """The simple noise scale tr(S) / |G|^2 in loss terms (tokens): about the batch size beyond
     which more tokens a step stop paying (McCandlish et al. 2018, appendix A.1).
 
+    A single estimate is noisy, and negative where noise hides |G|: where it matters, average
+    `gradient_moments` over many batches first and divide then.
+
+    Raises:
+        ValueError: accumulation is 1, so that there is one size only.
+    """
+    signal, noise = gradient_moments(training, batch)
+    return noise / signal
+
+
+def gradient_moments(training: TrainingStep, batch: Sequence[Tensor]) -> tuple[float, float]:
+    """Unbiased estimates of |G|^2 and tr(S): the true gradient's square, and one term's variance.
+
     The gradient of a batch of n terms has the expected square |G|^2 + tr(S) / n. Two sizes, the
-    micro-batches and the whole, give two equations for the two unknowns. A single estimate is
-    noisy, and negative where noise hides |G|: average numerator and denominator over many steps
-    where it matters. Gradients are cleared; the weights do not move.
+    micro-batches and the whole, give two equations for the two unknowns. Gradients are cleared;
+    the weights do not move.
 
     Raises:
         ValueError: accumulation is 1, so that there is one size only.
@@ -320,4 +332,4 @@ def gradient_noise_scale(training: TrainingStep, batch: Sequence[Tensor]) -> flo
     few = terms / len(starts)
     signal = (terms * big - few * small) / (terms - few)  # |G|^2
     noise = (small - big) / (1 / few - 1 / terms)  # tr(S)
-    return noise / signal
+    return signal, noise

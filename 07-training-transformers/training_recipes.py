@@ -37,9 +37,7 @@ from training import TrainingConfig, TrainingStep, evaluate_bits_per_byte, next_
 
 OptimizerName = Literal["adamw", "adam_l2", "muon", "lion", "lamb", "adafactor", "sgd"]
 ScheduleName = Literal["constant", "linear", "cosine", "trapezoid", "inverse_sqrt"]
-Initialization = Literal[
-    "gpt2", "unscaled", "fan_in", "unit_embeddings", "zero_outputs", "modern"
-]
+Initialization = Literal["gpt2", "unscaled", "fan_in", "unit_embeddings", "zero_outputs", "modern"]
 Precision = Literal["fp32", "bf16", "bf16_weights"]
 
 
@@ -305,11 +303,20 @@ def train(
     )
 
 
-def held_out_score(training: TrainingStep, data: LessonData, *, seq_len: int) -> float:
-    """Bits per byte of the held-out stories, with the averaged weights where these are kept."""
+def held_out_score(
+    training: TrainingStep, data: LessonData, *, seq_len: int, max_tokens: int | None = None
+) -> float:
+    """Bits per byte of the held-out stories, or of their first tokens, with the averaged weights
+    where these are kept.
+    """
     with training.averaged_weights() as model:
         return evaluate_bits_per_byte(
-            model, data.held_out, batch_size=64, seq_len=seq_len, device=training.device
+            model,
+            data.held_out,
+            batch_size=64,
+            seq_len=seq_len,
+            device=training.device,
+            max_tokens=max_tokens,
         ).bits_per_byte
 
 
