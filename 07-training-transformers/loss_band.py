@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy.special import stdtrit
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossBand:
@@ -80,6 +78,8 @@ def loss_band(
     Raises:
         ValueError: fewer than two curves, or curves of different lengths.
     """
+    from scipy.special import stdtrit  # half a second that a training worker never needs
+
     if len(curves) < 2 or len({len(curve) for curve in curves}) != 1:
         raise ValueError(
             "a band needs at least two curves of one length; got lengths "

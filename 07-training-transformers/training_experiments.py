@@ -37,7 +37,7 @@ class TrainingScale:
     ladder_share: float = 1.0
     batch_sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     target_bits: float = 0.95
-    noise_batches: int = 16
+    noise_batches: int = 32
     memory_layers: tuple[int, ...] = (4, 8, 16)
     memory_rows: int = 8
     settings_per_knob: int | None = None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from lab import PALETTE, new_figure
 from loss_band import LossBand, smoothed_loss
 from lr_schedules import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def schedules_figure(schedules: Mapping[str, Schedule], *, steps: int) -> Figure:

@@ -107,7 +107,7 @@ def train_one(name: str, args: argparse.Namespace) -> int:
     start, damaged = checkpointer.resume()
     for sentence in [*damaged, *([f"going on from step {start}"] if start else [])]:
         sys.stdout.write(sentence + "\n")
-    steps = min(recipe.steps, 20) if args.smoke else recipe.steps
+    steps = min(recipe.steps, 60) if args.smoke else recipe.steps
     callbacks = [
         Evaluator(training, data.held_out, every_steps=50, batch_size=64, seq_len=recipe.seq_len),
         ConsoleLogger(
