@@ -10,6 +10,16 @@ _TRAINING = "07-training-transformers/training.py"
 _TRAINING_TESTS = ("tests/07-training-transformers/test_training.py",)
 _DATASET = "07-training-transformers/token_dataset.py"
 _DATASET_TESTS = ("tests/07-training-transformers/test_token_dataset.py",)
+_OTHERS = "07-training-transformers/other_optimizers.py"
+_OTHERS_TESTS = ("tests/07-training-transformers/test_other_optimizers.py",)
+_DEPTH = "07-training-transformers/stochastic_depth.py"
+_DEPTH_TESTS = ("tests/07-training-transformers/test_stochastic_depth.py",)
+_BAND = "07-training-transformers/loss_band.py"
+_BAND_TESTS = ("tests/07-training-transformers/test_loss_band.py",)
+_MEMORY = "07-training-transformers/training_memory.py"
+_MEMORY_TESTS = ("tests/07-training-transformers/test_training_memory.py",)
+_RECIPES = "07-training-transformers/training_recipes.py"
+_RECIPES_TESTS = ("tests/07-training-transformers/test_training_recipes.py",)
 
 MUTANTS = [
     Mutant(
@@ -237,5 +247,104 @@ MUTANTS = [
         tests=("tests/07-training-transformers/test_linear_loss.py",),
         symptom="The loss curve is right, yet the model learns to say token 0 after every ending.",
         finder="gradients beside those of `cross_entropy` with ignored targets",
+    ),
+    Mutant(
+        name="lion-steps-by-the-stored-average",
+        module=_OTHERS,
+        old="direction = m.lerp(grad, 1 - beta1).sign_()",
+        new="direction = m.lerp(grad, 1 - beta2).sign_()",
+        tests=_OTHERS_TESTS,
+        symptom="Lion works, a little worse: it turns round ten times later than it should.",
+        finder="two steps by hand",
+    ),
+    Mutant(
+        name="lamb-trust-upside-down",
+        module=_OTHERS,
+        old="weight_norm / update_norm, one)",
+        new="update_norm / weight_norm, one)",
+        tests=_OTHERS_TESTS,
+        symptom="Layers with small weights, the first ones, explode as soon as the rate is useful.",
+        finder="the step's length is the rate times the weight's norm",
+    ),
+    Mutant(
+        name="adafactor-without-the-row-mean",
+        module=_OTHERS,
+        old="share = rows / rows.mean(dim=-1, keepdim=True)",
+        new="share = rows",
+        tests=_OTHERS_TESTS,
+        symptom="Updates depend on the loss's scale; clipping hides it, and small gradients rule.",
+        finder="12 steps beside transformers', and the exact case of rank one",
+    ),
+    Mutant(
+        name="adafactor-corrects-the-bias-of-a-fixed-beta",
+        module=_OTHERS,
+        old='keep = 1 - state["step"] ** group["decay_rate"]',
+        new='keep = 1 - (state["step"] + 1) ** group["decay_rate"]',
+        tests=_OTHERS_TESTS,
+        symptom="The first updates are too long by a factor that depends on the decay rate.",
+        finder="12 steps beside transformers'",
+    ),
+    Mutant(
+        name="kept-branches-not-scaled",
+        module=_DEPTH,
+        old="bernoulli_(1 - rate).div_(1 - rate)",
+        new="bernoulli_(1 - rate)",
+        tests=_DEPTH_TESTS,
+        symptom="The held-out loss is worse than the training loss from the first step on.",
+        finder="the mean over 4,000 draws is the branch itself",
+    ),
+    Mutant(
+        name="branches-dropped-in-evaluation-too",
+        module=_DEPTH,
+        old="return drop_branch(output, rate) if module.training else output",
+        new="return drop_branch(output, rate)",
+        tests=_DEPTH_TESTS,
+        symptom="Scores change from one evaluation to the next, and samples are erratic.",
+        finder="evaluation mode gives the plain model's logits",
+    ),
+    Mutant(
+        name="band-for-the-mean-not-for-a-run",
+        module=_BAND,
+        old="math.sqrt(1 + 1 / n)",
+        new="math.sqrt(1 / n)",
+        tests=_BAND_TESTS,
+        symptom="Every third honest rerun of the recipe is told that it is not normal.",
+        finder="a thousand bands of known noise cover 95 % of sixth runs",
+    ),
+    Mutant(
+        name="late-return-counts-as-normal",
+        module=_BAND,
+        old="if share >= 0.8 and inside[-1]:",
+        new="if inside[-1]:",
+        tests=_BAND_TESTS,
+        symptom="A run that was wrong for nine tenths of its length passes the check.",
+        finder="a curve that comes back at the very end",
+    ),
+    Mutant(
+        name="zero-cuts-the-gradients-too-early",
+        module=_MEMORY,
+        old="gradients=half * share(2)",
+        new="gradients=half * share(1)",
+        tests=_MEMORY_TESTS,
+        symptom="A job that the arithmetic lets fit runs out of memory in its first backward pass.",
+        finder="the table of the ZeRO paper",
+    ),
+    Mutant(
+        name="fan-in-of-the-wrong-side",
+        module=_RECIPES,
+        old="parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)",
+        new="parameter.normal_(std=parameter.shape[0] ** -0.5, generator=generator)",
+        tests=_RECIPES_TESTS,
+        symptom="Up-projections start half as large, down-projections twice; depth makes it bad.",
+        finder="the standard deviation of an initial up-projection",
+    ),
+    Mutant(
+        name="dropout-leaks-into-the-callers-randomness",
+        module=_RECIPES,
+        old="with torch.random.fork_rng(devices=[]):",
+        new="if True:",
+        tests=_RECIPES_TESTS,
+        symptom="Adding an experiment to a script changes the results of all that come after it.",
+        finder="the caller's next random number is the same with and without a run",
     ),
 ]
