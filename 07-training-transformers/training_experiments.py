@@ -20,7 +20,7 @@ import torch
 
 from lab import interval, progress
 from loss_band import loss_band
-from training_recipes import LessonData, Recipe, RunRecord, prepare_data, train
+from training_recipes import LessonData, Recipe, RunRecord, prepare_data, train_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def in_workers(
 
 def _run(job: tuple[Recipe, int, str, TrainingScale]) -> RunRecord:
     recipe, seed, folder, scale = job
-    return train(recipe, open_data(folder, scale), seed=seed)
+    return train_recipe(recipe, open_data(folder, scale), seed=seed)
 
 
 def train_all(
@@ -282,7 +282,7 @@ def climb_ladder(folder: str | Path, scale: TrainingScale) -> dict[str, Any]:
     with one_thread():
         for seed in progress(range(scale.seeds), desc="ladder", unit="seed"):
             for name, recipe in recipes.items():
-                found[name].append(train(recipe, data, seed=seed))
+                found[name].append(train_recipe(recipe, data, seed=seed))
     first = next(iter(found.values()))
     rows, detail = [], []
     for name, records in found.items():

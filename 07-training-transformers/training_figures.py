@@ -55,7 +55,7 @@ def ablations_figure(detail: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def ladder_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def speed_ladder_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Seconds of each rung, every seed a dot; hollow where the target was missed."""
     figure, axes = new_figure(width=8.0, height=3.6)
     for place, row in enumerate(rows):

@@ -274,7 +274,7 @@ def build(recipe: Recipe, data: LessonData, *, seed: int) -> tuple[TrainingStep,
     return training, batches
 
 
-def train(
+def train_recipe(
     recipe: Recipe, data: LessonData, *, seed: int, callbacks: Sequence[Callback] = ()
 ) -> RunRecord:
     """Train the recipe once and score the held-out stories.

@@ -39,9 +39,9 @@ from training_figures import (
     ablations_figure,
     band_figure,
     batch_figure,
-    ladder_figure,
     rate_figure,
     schedules_figure,
+    speed_ladder_figure,
     spike_figure,
 )
 from training_recipes import build, prepare_data
@@ -157,7 +157,7 @@ def run_experiments(args: argparse.Namespace) -> int:
         rates = log.results["rate_range_detail"]
         log.draw(rate_figure(rates["rates"], rates["losses"], used=recipe.lr), "rates")
         log.run("From 2019 to today: how fast to one loss?", lambda: climb_ladder(folder, scale))
-        log.draw(ladder_figure(log.results["ladder_detail"]), "ladder")
+        log.draw(speed_ladder_figure(log.results["ladder_detail"]), "ladder")
         log.run("What do half-precision numbers lose?", lambda: count_lost_numbers(data, scale))
         log.run("A spike: who protects the run?", lambda: provoke_spike(data, scale))
         log.draw(spike_figure(log.results["spike_detail"]), "spike")

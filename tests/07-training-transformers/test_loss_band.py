@@ -50,6 +50,7 @@ def test_verdicts() -> None:
     jumped = runs[0][:40] + [loss + 2.0 for loss in runs[0][40:]]
     verdict = check_curve(jumped, band)
     assert verdict.verdict == "above"
+    assert verdict.first_outside is not None
     assert 40 < verdict.first_outside <= 45
     assert check_curve([*runs[0][:59], math.nan], band).verdict == "above"
 

@@ -17,7 +17,7 @@ from training_experiments import (
     named_recipes,
     train_all,
 )
-from training_recipes import Recipe, build, build_model, build_schedule, prepare_data, train
+from training_recipes import Recipe, build, build_model, build_schedule, prepare_data, train_recipe
 from training_studies import fit_batch_law
 
 SMALL = Recipe(steps=6, batch_size=4, seq_len=16, d_model=16, num_heads=2, lr=1e-2)
@@ -39,7 +39,7 @@ def test_data_is_made_once_and_bounded_below(data) -> None:
 
 def test_a_seed_is_a_run(data) -> None:
     noisy = replace(SMALL, dropout=0.2)
-    a, b, other = (train(noisy, data, seed=seed) for seed in (3, 3, 4))
+    a, b, other = (train_recipe(noisy, data, seed=seed) for seed in (3, 3, 4))
     assert a.losses == b.losses
     assert a.bits_per_byte == b.bits_per_byte
     assert a.losses != other.losses
@@ -52,12 +52,12 @@ def test_training_leaves_the_global_generator_alone(data) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    train(replace(SMALL, dropout=0.2, steps=1), data, seed=0)
+    train_recipe(replace(SMALL, dropout=0.2, steps=1), data, seed=0)
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_a_recipe_learns_and_never_beats_the_floor(data) -> None:
-    record = train(replace(SMALL, steps=60), data, seed=0)
+    record = train_recipe(replace(SMALL, steps=60), data, seed=0)
     assert record.losses[0] == pytest.approx(math.log(300), abs=0.1)
     assert record.last_loss() < record.losses[0] - 1.0
     assert record.bits_per_byte > data.floor_bits
@@ -70,21 +70,21 @@ def test_every_setting_of_the_ablations_trains(data, changes) -> None:
     recipe = replace(changed(replace(SMALL, steps=4), changes), batch_size=4)
     if recipe.micro_batch_size:
         recipe = replace(recipe, micro_batch_size=2)
-    record = train(recipe, data, seed=0)
+    record = train_recipe(recipe, data, seed=0)
     assert all(map(math.isfinite, record.losses))
     assert len(record.losses) == recipe.steps
 
 
 def test_accumulation_changes_nothing_but_rounding(data) -> None:
-    whole = train(SMALL, data, seed=0)
-    parts = train(replace(SMALL, micro_batch_size=1), data, seed=0)
+    whole = train_recipe(SMALL, data, seed=0)
+    parts = train_recipe(replace(SMALL, micro_batch_size=1), data, seed=0)
     assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
 def test_short_windows_first_see_the_same_tokens(data) -> None:
     training, batches = build(replace(SMALL, short_first=True), data, seed=0)
-    long = train(SMALL, data, seed=0)
-    short = train(replace(SMALL, short_first=True), data, seed=0)
+    long = train_recipe(SMALL, data, seed=0)
+    short = train_recipe(replace(SMALL, short_first=True), data, seed=0)
     assert short.losses[0] == pytest.approx(long.losses[0], abs=0.05)
     assert short.losses[0] != long.losses[0]
     assert training.config.seq_len == 16
@@ -114,12 +114,12 @@ def test_initialisations() -> None:
 def test_weight_decay_inside_the_gradient_is_another_optimiser(data) -> None:
     """With no decay Adam and AdamW are one; with it they part."""
     same = [
-        train(replace(SMALL, optimizer=name, weight_decay=0.0), data, seed=0).losses
+        train_recipe(replace(SMALL, optimizer=name, weight_decay=0.0), data, seed=0).losses
         for name in ("adamw", "adam_l2")
     ]
     assert same[0] == pytest.approx(same[1], rel=1e-5)
     parted = [
-        train(replace(SMALL, optimizer=name, weight_decay=1.0), data, seed=0).losses[-1]
+        train_recipe(replace(SMALL, optimizer=name, weight_decay=1.0), data, seed=0).losses[-1]
         for name in ("adamw", "adam_l2")
     ]
     assert abs(parted[0] - parted[1]) > 1e-3
