@@ -42,59 +42,44 @@ from training_recipes import LessonData, Recipe, build, held_out_score
 # --- a spike ------------------------------------------------------------------------------------
 
 
-def provoke_spike(data: LessonData, scale: TrainingScale) -> dict[str, Any]:
-    """Feed a few batches of random tokens to a run at its peak rate, and see what protects it."""
+def provoke_spike(folder: str | Path, scale: TrainingScale) -> dict[str, Any]:
+    """Feed a few batches of random tokens to a run at its peak rate, and see what protects it.
+
+    Each protection is compared with the same run, protected alike, that meets no bad batch.
+    """
     recipe = replace(base_recipe(scale), schedule="trapezoid", clip_norm=None)
+    clipped = replace(recipe, clip_norm=1.0)
     start = recipe.steps // 2
     bad = range(start, start + 4)
-    protections: dict[str, tuple[Recipe, bool, bool]] = {
-        "no bad batches": (recipe, False, False),
-        "no protection": (recipe, True, False),
-        "clipping at 1": (replace(recipe, clip_norm=1.0), True, False),
-        "detected and gone back": (recipe, True, True),
+    open_data(folder, scale)
+    # Name -> (recipe, batches planted, gone back when detected, the run to compare with)
+    kinds: dict[str, tuple[Recipe, range, bool, str]] = {
+        "no bad batches": (recipe, range(0), False, ""),
+        "no protection": (recipe, bad, False, "no bad batches"),
+        "detected and gone back": (recipe, bad, True, "no bad batches"),
+        "clipping at 1, no bad batches": (clipped, range(0), False, ""),
+        "clipping at 1": (clipped, bad, False, "clipping at 1, no bad batches"),
     }
-    bits: dict[str, list[float]] = {name: [] for name in protections}
-    detail: dict[str, Any] = {"bad_steps": [bad.start + 1, bad.stop]}
-    recoveries: list[list[list[int]]] = []
-    for seed in progress(range(scale.seeds), desc="spikes", unit="seed"):
-        for name, (own, planted, recovers) in protections.items():
-            training, batches = build(own, data, seed=seed)
-            recovery = SpikeRecovery(
-                training, window=32, threshold=6.0, patience=2, snapshot_every=10
-            )
-            losses: list[float] = []
-            norms: list[float] = []
-
-            def step(
-                batch: Sequence[Tensor],
-                training: TrainingStep = training,
-                losses: list[float] = losses,
-                norms: list[float] = norms,
-            ) -> Mapping[str, float | Tensor]:
-                metrics = training(batch)
-                losses.append(float(metrics["loss"]))
-                norms.append(float(metrics["grad_norm"]))
-                return metrics
-
-            stream = _with_bad_batches(batches.iterate(), bad if planted else range(0), data, seed)
-            fit(step, stream, [recovery] if recovers else [], max_steps=own.steps)
-            bits[name].append(held_out_score(training, data, seq_len=own.seq_len))
-            if seed == 0:
-                detail[name] = {"losses": losses, "grad_norms": norms}
-            if recovers:
-                recoveries.append([list(pair) for pair in recovery.recoveries])
+    jobs = [
+        (*kinds[name][:3], seed, str(folder), scale)
+        for name in kinds
+        for seed in range(scale.seeds)
+    ]
+    outcomes = iter(in_workers(_spiked_run, jobs, scale, desc="spikes"))
+    found = {name: [next(outcomes) for _ in range(scale.seeds)] for name in kinds}
     rows = []
-    for name, values in bits.items():
-        entry = compare_with(bits["no bad batches"], values)
-        own_change = name != "no bad batches"
-        rows.append(
-            [
-                name,
-                *interval(values),
-                entry["change"] if own_change else "",
-                entry["change_half_width"] if own_change else "",
-            ]
-        )
+    for name, (_, _, _, reference) in kinds.items():
+        values = [run["bits"] for run in found[name]]
+        row: list[Any] = [name, *interval(values), "", ""]
+        if reference:
+            entry = compare_with([run["bits"] for run in found[reference]], values)
+            row[3:] = [entry["change"], entry["change_half_width"]]
+        rows.append(row)
+    recoveries = [run["recoveries"] for run in found["detected and gone back"]]
+    shown = {
+        name: {"losses": runs[0]["losses"], "grad_norms": runs[0]["grad_norms"]}
+        for name, runs in found.items()
+    }
     return {
         "spike": {
             "columns": ["the run", "bits per byte", "± 95 %", "change", "± 95 % "],
@@ -102,7 +87,35 @@ def provoke_spike(data: LessonData, scale: TrainingScale) -> dict[str, Any]:
             "formats": ["", ".3f", ".3f", "+.3f", ".3f"],
         },
         "spike_recoveries": sum(len(pairs) for pairs in recoveries),
-        "spike_detail": {**detail, "recoveries": recoveries},
+        "spike_detail": {
+            **shown,
+            "bad_steps": [bad.start + 1, bad.stop],
+            "recoveries": recoveries,
+        },
+    }
+
+
+def _spiked_run(job: tuple[Recipe, range, bool, int, str, TrainingScale]) -> dict[str, Any]:
+    recipe, bad, recovers, seed, folder, scale = job
+    data = open_data(folder, scale)
+    training, batches = build(recipe, data, seed=seed)
+    recovery = SpikeRecovery(training, window=32, threshold=6.0, patience=2, snapshot_every=10)
+    losses: list[float] = []
+    norms: list[float] = []
+
+    def step(batch: Sequence[Tensor]) -> Mapping[str, float | Tensor]:
+        metrics = training(batch)
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
+        return metrics
+
+    stream = _with_bad_batches(batches.iterate(), bad, data, seed)
+    fit(step, stream, [recovery] if recovers else [], max_steps=recipe.steps)
+    return {
+        "bits": held_out_score(training, data, seq_len=recipe.seq_len),
+        "losses": losses,
+        "grad_norms": norms,
+        "recoveries": [list(pair) for pair in recovery.recoveries],
     }
 
 
@@ -123,21 +136,12 @@ def _with_bad_batches(
 # --- the critical batch -------------------------------------------------------------------------
 
 
-def measure_noise_scale(data: LessonData, scale: TrainingScale) -> dict[str, Any]:
+def measure_noise_scale(folder: str | Path, scale: TrainingScale) -> dict[str, Any]:
     """The gradient's noise scale as a run goes on: signal and noise averaged, then divided."""
-    recipe = replace(base_recipe(scale), schedule="constant")
-    places = sorted({max(1, round(recipe.steps * share)) for share in (0.02, 0.1, 0.25, 0.5, 1.0)})
-    rows = []
-    found: dict[int, list[float]] = {place: [] for place in places}
-    for seed in progress(range(scale.seeds), desc="noise scale", unit="seed"):
-        training, batches = build(recipe, data, seed=seed)
-        stream = batches.iterate()
-        for number, batch in zip(range(1, recipe.steps + 1), stream, strict=False):
-            training(batch)
-            if number in places:
-                found[number].append(_noise_scale(training, batches.iterate(10_000), scale))
-    for place, values in found.items():
-        rows.append([place, *interval(values)])
+    open_data(folder, scale)
+    jobs = [(seed, str(folder), scale) for seed in range(scale.seeds)]
+    found = list(in_workers(_noise_along_a_run, jobs, scale, desc="noise scale"))
+    rows = [[place, *interval([run[place] for run in found])] for place in found[0]]
     return {
         "noise_scale": {
             "columns": ["after step", "noise scale, tokens", "± 95 %"],
@@ -145,6 +149,19 @@ def measure_noise_scale(data: LessonData, scale: TrainingScale) -> dict[str, Any
             "formats": ["d", ",.0f", ",.0f"],
         }
     }
+
+
+def _noise_along_a_run(job: tuple[int, str, TrainingScale]) -> dict[int, float]:
+    seed, folder, scale = job
+    recipe = replace(base_recipe(scale), schedule="constant")
+    places = sorted({max(1, round(recipe.steps * share)) for share in (0.02, 0.1, 0.25, 0.5, 1.0)})
+    training, batches = build(recipe, open_data(folder, scale), seed=seed)
+    found = {}
+    for number, batch in zip(range(1, recipe.steps + 1), batches.iterate(), strict=False):
+        training(batch)
+        if number in places:
+            found[number] = _noise_scale(training, batches.iterate(10_000), scale)
+    return found
 
 
 def _noise_scale(

@@ -159,9 +159,9 @@ def run_experiments(args: argparse.Namespace) -> int:
         log.run("From 2019 to today: how fast to one loss?", lambda: climb_ladder(folder, scale))
         log.draw(speed_ladder_figure(log.results["ladder_detail"]), "ladder")
         log.run("What do half-precision numbers lose?", lambda: count_lost_numbers(data, scale))
-        log.run("A spike: who protects the run?", lambda: provoke_spike(data, scale))
+        log.run("A spike: who protects the run?", lambda: provoke_spike(folder, scale))
         log.draw(spike_figure(log.results["spike_detail"]), "spike")
-        log.run("How noisy is the gradient?", lambda: measure_noise_scale(data, scale))
+        log.run("How noisy is the gradient?", lambda: measure_noise_scale(folder, scale))
         log.run(
             "How many steps does each batch size need?", lambda: race_batch_sizes(folder, scale)
         )
