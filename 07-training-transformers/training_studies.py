@@ -65,7 +65,7 @@ def provoke_spike(folder: str | Path, scale: TrainingScale) -> dict[str, Any]:
         for name in kinds
         for seed in range(scale.seeds)
     ]
-    outcomes = iter(in_workers(_spiked_run, jobs, scale, desc="spikes"))
+    outcomes = iter(list(in_workers(_spiked_run, jobs, scale, desc="spikes")))
     found = {name: [next(outcomes) for _ in range(scale.seeds)] for name in kinds}
     rows = []
     for name, (_, _, _, reference) in kinds.items():
