@@ -215,7 +215,9 @@ def ablate(folder: str | Path, scale: TrainingScale) -> dict[str, Any]:
         for setting in settings:
             bits = [record.bits_per_byte for record in records[f"{knob}: {setting}"]]
             entry = compare_with(base_bits[: scale.seeds], bits)
-            detail[_key(knob, setting)] = {**entry, "knob": knob, "setting": setting}
+            seeds = [value if math.isfinite(value) else "diverged" for value in bits]
+            names = {"knob": knob, "setting": setting}
+            detail[_key(knob, setting)] = {**entry, **names, "bits_per_byte": seeds}
             shown = [entry["change"], entry["change_half_width"]]
             rows.append([knob, setting, *interval_or_inf(bits), *shown, entry["verdict"]])
     verdicts = [entry["verdict"] for entry in detail.values()]
