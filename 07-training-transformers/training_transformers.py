@@ -1,6 +1,6 @@
 """Topic 07 as a program: what each choice of a training run is worth, and how to judge a run.
 
-    python 07-training-transformers/training_transformers.py            about eight minutes, 2 cores
+    python 07-training-transformers/training_transformers.py            about eleven minutes, 2 cores
     python 07-training-transformers/training_transformers.py --smoke    the same in miniature
 
 Writes results.json, from which the README's numbers come, and figures/. It also trains a single
