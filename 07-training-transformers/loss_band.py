@@ -107,9 +107,10 @@ def loss_band(
 
 def band_from_json(data: Mapping[str, Any]) -> LossBand:
     """A band as `LossBand.as_json` wrote it."""
-    return LossBand(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in dict(data).items()}
-    )
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+    }
+    return LossBand(**fields)
 
 
 def check_curve(losses: Sequence[float], band: LossBand) -> CurveVerdict:

@@ -20,7 +20,7 @@ import torch
 
 from lab import interval, progress
 from loss_band import loss_band
-from training_recipes import LessonData, Recipe, RunRecord, prepare_data, train_recipe
+from training_recipes import LessonData, Recipe, RunRecord, prepare_lesson_data, train_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def one_thread() -> Iterator[None]:
 
 def open_data(folder: str | Path, scale: TrainingScale) -> LessonData:
     """The scale's data under `folder`, made where missing."""
-    return prepare_data(
+    return prepare_lesson_data(
         folder, stories=scale.stories, held_out=scale.held_out, vocab_size=scale.vocab_size
     )
 

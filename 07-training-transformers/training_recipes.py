@@ -139,7 +139,7 @@ class RunRecord:
         return sum(tail) / len(tail)
 
 
-def prepare_data(
+def prepare_lesson_data(
     folder: str | Path, *, stories: int = 4000, held_out: int = 100, vocab_size: int = 1024
 ) -> LessonData:
     """The stories' tokenizer and shards in a subfolder named after the sizes; made where missing.
@@ -168,7 +168,7 @@ def prepare_data(
     )
 
 
-def build_model(recipe: Recipe, vocab_size: int, *, seed: int) -> GPT:
+def build_recipe_model(recipe: Recipe, vocab_size: int, *, seed: int) -> GPT:
     """The recipe's GPT, its weights drawn from the seed."""
     config = GPTConfig(
         vocab_size=vocab_size,
@@ -251,7 +251,7 @@ def build_schedule(recipe: Recipe) -> Schedule:
 
 def build(recipe: Recipe, data: LessonData, *, seed: int) -> tuple[TrainingStep, TokenBatches]:
     """The step and the batches of a recipe: what `fit` needs. The seed draws weights and order."""
-    model = build_model(recipe, data.train.vocab_size, seed=seed)
+    model = build_recipe_model(recipe, data.train.vocab_size, seed=seed)
     config = TrainingConfig(
         tokens_per_step=recipe.tokens_per_step,
         seq_len=recipe.seq_len,

@@ -1,6 +1,6 @@
 """Topic 07 as a program: what each choice of a training run is worth, and how to judge a run.
 
-    python 07-training-transformers/training_transformers.py            about eleven minutes, 2 cores
+    python 07-training-transformers/training_transformers.py            about eleven minutes, 2 CPUs
     python 07-training-transformers/training_transformers.py --smoke    the same in miniature
 
 Writes results.json, from which the README's numbers come, and figures/. It also trains a single
@@ -44,7 +44,7 @@ from training_figures import (
     speed_ladder_figure,
     spike_figure,
 )
-from training_recipes import build, prepare_data
+from training_recipes import build, prepare_lesson_data
 from training_studies import (
     add_up_memory,
     count_lost_numbers,
@@ -55,7 +55,7 @@ from training_studies import (
     race_batch_sizes,
 )
 
-HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent
 _WORDS = {
     "normal": "normal",
     "above": "above the band: it learns more slowly than this recipe does",
@@ -65,7 +65,7 @@ _WORDS = {
 
 def check_file(path: Path, name: str) -> int:
     """Print whether the curve in a file is a normal one for the recipe; 0 if it is, else 1."""
-    bands = read_results(HERE / "results.json")["bands"]
+    bands = read_results(_HERE / "results.json")["bands"]
     verdict = check_curve(read_losses(path), band_from_json(bands[name]))
     low, high = verdict.last_band
     first = verdict.first_outside
@@ -84,7 +84,7 @@ def train_one(name: str, args: argparse.Namespace) -> int:
     """Train a named recipe under `args.out`; a folder with checkpoints is gone on with."""
     recipe = named_recipes()[name]
     sizes = SMOKE_TRAINING if args.smoke else TrainingScale()
-    data = prepare_data(
+    data = prepare_lesson_data(
         args.out / "data",
         stories=sizes.stories,
         held_out=sizes.held_out,
@@ -127,7 +127,7 @@ def run_experiments(args: argparse.Namespace) -> int:
     scale = SMOKE_TRAINING if args.smoke else TrainingScale()
     log = ExperimentLog("training_transformers.py", args)
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare_data(
+        data = prepare_lesson_data(
             folder, stories=scale.stories, held_out=scale.held_out, vocab_size=scale.vocab_size
         )
         recipe = base_recipe(scale)
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the experiments; or train one recipe, or check a curve."""
     parser = script_parser(
         "Ablations, the speed ladder, spikes, noise and memory; or one recipe; or a check.",
-        default_out=HERE,
+        default_out=_HERE,
         cpu_only=True,
     )
     names = tuple(named_recipes())
@@ -220,8 +220,8 @@ def main(argv: list[str] | None = None) -> int:
             return check_file(args.check, args.recipe)
         except (OSError, ValueError) as error:
             parser.error(str(error))
-    if args.train and args.out == HERE:
-        args.out = HERE / "runs" / args.train
+    if args.train and args.out == _HERE:
+        args.out = _HERE / "runs" / args.train
     seed_everything(args.seed)
     return train_one(args.train, args) if args.train else run_experiments(args)
 

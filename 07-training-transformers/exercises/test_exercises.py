@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from training_memory import training_state_bytes
-from training_recipes import prepare_data, train_recipe
+from training_recipes import prepare_lesson_data, train_recipe
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -211,6 +211,6 @@ def test_11_recipe(answers, tmp_path):
     assert recipe.steps <= 100
     assert recipe.tokens_per_step <= 1024
     assert (recipe.d_model, recipe.num_layers) == (64, 2)
-    data = prepare_data(tmp_path)
+    data = prepare_lesson_data(tmp_path)
     bits = [train_recipe(recipe, data, seed=seed).bits_per_byte for seed in (0, 1)]
     assert statistics.fmean(bits) < 0.68, bits

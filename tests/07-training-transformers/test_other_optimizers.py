@@ -40,7 +40,7 @@ def test_lion_by_hand() -> None:
     optimizer.step()
     # c = 0.4, sign 1: 1 - 0.1 (1 + 0.5) = 0.85; m = 0.04.
     assert p.item() == pytest.approx(0.85, abs=1e-12)
-    p.grad.fill_(-1.0)
+    p.grad = torch.full_like(p, -1.0)
     optimizer.step()
     # c = 0.036 - 0.1 = -0.064, sign -1: 0.85 - 0.1 (-1 + 0.425) = 0.9075; m = 0.0396 - 0.01.
     assert p.item() == pytest.approx(0.9075, abs=1e-12)
@@ -75,6 +75,7 @@ def test_lamb_step_is_a_share_of_the_weights_norm() -> None:
         p.data *= scale
         before = p.detach().clone()
         _set_gradients([p], 1)
+        assert p.grad is not None
         p.grad *= grad_scale
         LAMB([p], lr=0.01, eps=0.0, weight_decay=0.0).step()
         steps.append((p.detach() - before).norm() / before.norm())

@@ -8,6 +8,7 @@ from torch import nn
 
 from stochastic_depth import add_stochastic_depth, drop_branch
 from training_testing import tiny_gpt
+from transformer import TransformerBlock
 
 
 def test_a_row_is_dropped_whole_or_scaled() -> None:
@@ -31,6 +32,7 @@ def test_rates_rise_with_depth_and_evaluation_is_untouched() -> None:
     torch.manual_seed(0)
     seen: list[torch.Tensor] = []
     for block in model.blocks:  # runs after the hooks that drop
+        assert isinstance(block, TransformerBlock)
         for branch in (block.attention, block.feed_forward):
             branch.register_forward_hook(lambda m, a, out: seen.append(out))
     model(ids)

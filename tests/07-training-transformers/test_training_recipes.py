@@ -17,7 +17,14 @@ from training_experiments import (
     named_recipes,
     train_all,
 )
-from training_recipes import Recipe, build, build_model, build_schedule, prepare_data, train_recipe
+from training_recipes import (
+    Recipe,
+    build,
+    build_recipe_model,
+    build_schedule,
+    prepare_lesson_data,
+    train_recipe,
+)
 from training_studies import fit_batch_law
 
 SMALL = Recipe(steps=6, batch_size=4, seq_len=16, d_model=16, num_heads=2, lr=1e-2)
@@ -26,11 +33,13 @@ SMALL = Recipe(steps=6, batch_size=4, seq_len=16, d_model=16, num_heads=2, lr=1e
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    return prepare_data(folder, stories=60, held_out=4, vocab_size=300)
+    return prepare_lesson_data(folder, stories=60, held_out=4, vocab_size=300)
 
 
 def test_data_is_made_once_and_bounded_below(data) -> None:
-    again = prepare_data(data.train.directory.parent.parent, stories=60, held_out=4, vocab_size=300)
+    again = prepare_lesson_data(
+        data.train.directory.parent.parent, stories=60, held_out=4, vocab_size=300
+    )
     assert len(again.train) == len(data.train)
     assert data.train.num_documents == 60
     assert data.tokenizer.vocab_size == data.train.vocab_size == 300
@@ -93,7 +102,7 @@ def test_short_windows_first_see_the_same_tokens(data) -> None:
 
 def test_initialisations() -> None:
     def weights(how, **more):
-        model = build_model(replace(SMALL, initialization=how, **more), 300, seed=0)
+        model = build_recipe_model(replace(SMALL, initialization=how, **more), 300, seed=0)
         return {name: p.detach() for name, p in model.named_parameters()}
 
     gpt2, unscaled = weights("gpt2"), weights("unscaled")

@@ -27,7 +27,7 @@ def curve(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["base", "2019", "today"])
 def test_the_mean_curve_is_normal_and_a_shifted_one_is_not(recipe, curve, capsys) -> None:
-    bands = read_results(training_transformers.HERE / "results.json")["bands"]
+    bands = read_results(training_transformers._HERE / "results.json")["bands"]
     band = band_from_json(bands[recipe])
     steps = np.arange(1, band.steps[-1] + 1)
     mean = np.interp(steps, np.array(band.steps) - band.window / 2, band.mean)
