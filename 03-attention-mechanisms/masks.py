@@ -73,10 +73,13 @@ def keep_over_keys(name: str, keep: Tensor | None, source: Tensor) -> Tensor | N
         source: what it belongs to: ids (B, S) or vectors (B, S, D).
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape. TypeError: a keep that is not bool.
     """
     if keep is None:
         return None
+    _check_tensor(name, keep)
+    if keep.dtype != torch.bool:
+        raise TypeError(f"{name} has dtype {keep.dtype}; it must be bool, True = a real token")
     wanted = source.shape[:2]
     if keep.shape != wanted:
         raise ValueError(f"{name} has shape {tuple(keep.shape)}; it must be {tuple(wanted)}")

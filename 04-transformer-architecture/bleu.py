@@ -65,13 +65,17 @@ def corpus_bleu(
 
     Raises:
         ValueError: no sentences, corpora of unequal length, or max_order below 1.
+        TypeError: one string where a corpus is wanted, or a sentence that is neither a string nor
+            a list of words.
     """
     if max_order < 1:
         raise ValueError(f"max_order must be at least 1, got {max_order}")
     if not hypotheses:
         raise ValueError("a corpus needs at least one sentence; got none")
     streams = [references, *more_references]
-    for stream in streams:
+    for stream in (hypotheses, *streams):
+        if isinstance(stream, str | bytes):  # its letters would each pass for a sentence
+            raise TypeError(f"a corpus is a list of sentences, got the single text {stream!r:.40}")
         if len(stream) != len(hypotheses):
             raise ValueError(
                 f"{len(hypotheses)} hypotheses and {len(stream)} references: each hypothesis "
@@ -127,4 +131,6 @@ def _smoothed(matches: Sequence[int], written: Sequence[int]) -> list[float]:
 
 
 def _words(sentence: Sentence) -> list[str]:
+    if isinstance(sentence, bytes | bytearray) or not isinstance(sentence, Sequence):
+        raise TypeError(f"a sentence is a string or a list of words, got {type(sentence).__name__}")
     return sentence.split() if isinstance(sentence, str) else list(sentence)

@@ -31,7 +31,8 @@ class NumpyTransformer:
     The number of layers is read from the names. Computes in the weights' precision.
 
     Raises:
-        ValueError: weights are missing, or the width is no multiple of `num_heads`.
+        ValueError: weights are missing or of no use here, or the width is no multiple of
+            `num_heads`.
     """
 
     def __init__(
@@ -57,10 +58,13 @@ class NumpyTransformer:
         self.pad_id = pad_id
         self.eps = eps
         self.num_layers = {side: self._count_layers(side) for side in ("encoder", "decoder")}
-        if pre_norm:
-            missing = [s for s in self.num_layers if f"{s}.final_norm.weight" not in self.weights]
-            if missing:
-                raise ValueError(f"pre-norm stacks end in a norm; weights lack {missing}'s")
+        needed = self._names()
+        missing = sorted(needed - set(self.weights))
+        if missing:
+            raise ValueError(f"weights lack {', '.join(missing)}")
+        unknown = sorted(set(self.weights) - needed)
+        if unknown:
+            raise ValueError(f"weights of no use with pre_norm={pre_norm}: {', '.join(unknown)}")
 
     def logits(self, src: np.ndarray, tgt: np.ndarray) -> np.ndarray:
         """Source ids (B, S) and target ids (B, T) -> logits (B, T, V)."""
@@ -129,7 +133,9 @@ class NumpyTransformer:
         k = self._heads(self._linear(memory, name + ".k_proj"))  # (B, H, S, K)
         v = self._heads(self._linear(memory, name + ".v_proj"))  # (B, H, S, K)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, T, S)
-        weights = softmax(np.where(keep, scores, -np.inf))  # (B, H, T, S)
+        # Not -inf: a source of nothing but padding is read as 0, as in PyTorch, and not as NaN.
+        weights = softmax(np.where(keep, scores, np.finfo(scores.dtype).min))  # (B, H, T, S)
+        weights = np.where(keep, weights, 0.0)
         mixed = (weights @ v).swapaxes(1, 2).reshape(x.shape)  # (B, T, D)
         return self._linear(mixed, name + ".out_proj")
 
@@ -152,6 +158,19 @@ class NumpyTransformer:
         variance = (centred**2).mean(axis=-1, keepdims=True)
         scaled = centred / np.sqrt(variance + self.eps)
         return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def _names(self) -> set[str]:
+        """The names of all weights that `logits` reads."""
+        names = {"src_embedding.weight", "tgt_embedding.weight", "unembed.weight"}
+        for side, layers in self.num_layers.items():
+            attentions = ["attention"] if side == "encoder" else ["attention", "cross_attention"]
+            parts = [f"{a}.{p}_proj" for a in attentions for p in ("q", "k", "v", "out")]
+            parts += [f"{a.replace('cross_attention', 'cross')}_norm" for a in attentions]
+            parts += ["feed_forward.up", "feed_forward.down", "feed_forward_norm"]
+            owners = [f"{side}.blocks.{i}.{part}" for i in range(layers) for part in parts]
+            owners += [f"{side}.final_norm"] if self.pre_norm else []
+            names |= {f"{owner}.{kind}" for owner in owners for kind in ("weight", "bias")}
+        return names
 
     def _count_layers(self, side: str) -> int:
         prefix = f"{side}.blocks."

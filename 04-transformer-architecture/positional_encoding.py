@@ -40,8 +40,8 @@ def sinusoidal_encoding(
         raise ValueError(f"T and start must not be negative, got T={T}, start={start}")
     if d_model < 1:
         raise ValueError(f"d_model must be positive, got {d_model}")
-    if not base > 1.0:
-        raise ValueError(f"base must be greater than 1, got {base}")
+    if not 1.0 < base < math.inf:
+        raise ValueError(f"base must be finite and greater than 1, got {base}")
     positions = torch.arange(start, start + T, dtype=torch.float64)  # (T,)
     even_columns = torch.arange(0, d_model, 2, dtype=torch.float64)  # (⌈D/2⌉,)
     angles = positions[:, None] / base ** (even_columns / d_model)  # (T, ⌈D/2⌉)
@@ -61,6 +61,8 @@ class LearnedPositions(nn.Embedding):
     def __init__(self, max_seq_len: int, d_model: int) -> None:
         if max_seq_len < 1:
             raise ValueError(f"max_seq_len must be positive, got {max_seq_len}")
+        if d_model < 1:
+            raise ValueError(f"d_model must be positive, got {d_model}")
         super().__init__(max_seq_len, d_model)
 
     def reset_parameters(self) -> None:
@@ -70,9 +72,12 @@ class LearnedPositions(nn.Embedding):
     def forward(self, positions: Tensor) -> Tensor:
         """positions: int64, (T,) or (B, T) -> (T, D) or (B, T, D).
 
-        Raises ValueError for a position outside [0, max_seq_len). On an accelerator, where
-        reading a value back would stall every step, the device's own index check stands in.
+        Raises TypeError for positions that are not int64 or int32, ValueError for one outside
+        [0, max_seq_len). On an accelerator, where reading a value back would stall every step, the
+        device's own index check stands in.
         """
+        if positions.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"positions must be int64 or int32, got {positions.dtype}")
         if positions.device.type == "cpu" and positions.numel():
             lowest, highest = (int(p) for p in positions.aminmax())
             if lowest < 0 or highest >= self.num_embeddings:
@@ -92,7 +97,13 @@ def relative_position_bucket(
     `max_distance`, beyond which all distances share the last (arXiv:1910.10683, section 2.1:
     what matters about far tokens is that they are far). `bidirectional` gives the future its own
     set of buckets; otherwise every future key counts as distance 0, for the mask to remove.
+
+    Raises ValueError for a number of buckets or a distance that `T5RelativeBias` refuses, TypeError
+    for distances that are not whole numbers.
     """
+    if relative.is_floating_point() or relative.dtype == torch.bool:
+        raise TypeError(f"relative must be integers, got {relative.dtype}")
+    _check_buckets(num_buckets, max_distance, bidirectional)
     bucket = torch.zeros_like(relative, dtype=torch.int64)
     if bidirectional:
         num_buckets //= 2
@@ -125,19 +136,9 @@ class T5RelativeBias(nn.Module):
         bidirectional: bool,
     ) -> None:
         super().__init__()
-        sides = 2 if bidirectional else 1
         if num_heads < 1:
             raise ValueError(f"num_heads must be positive, got {num_heads}")
-        if num_buckets < 2 * sides or num_buckets % (2 * sides):
-            raise ValueError(
-                f"num_buckets must be a positive multiple of {2 * sides} when "
-                f"bidirectional={bidirectional}, got {num_buckets}"
-            )
-        if max_distance <= num_buckets // (2 * sides):
-            raise ValueError(
-                f"max_distance must exceed the {num_buckets // (2 * sides)} exact buckets, "
-                f"got {max_distance}"
-            )
+        _check_buckets(num_buckets, max_distance, bidirectional)
         self.num_heads = num_heads
         self.num_buckets = num_buckets
         self.max_distance = max_distance
@@ -198,6 +199,19 @@ def alibi_bias(
     distance = (queries[:, None] - keys[None, :]).abs()  # (T, S)
     slopes = alibi_slopes(num_heads).to(distance.device)  # (H,)
     return (-slopes[:, None, None] * distance).unsqueeze(0)  # (1, H, T, S)
+
+
+def _check_buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> None:
+    """Refuse buckets that cannot be halved, or leave the logarithmic half no room."""
+    sides = 2 if bidirectional else 1
+    if num_buckets < 2 * sides or num_buckets % (2 * sides):
+        raise ValueError(
+            f"num_buckets must be a positive multiple of {2 * sides} when "
+            f"bidirectional={bidirectional}, got {num_buckets}"
+        )
+    exact = num_buckets // (2 * sides)
+    if max_distance <= exact:
+        raise ValueError(f"max_distance must exceed the {exact} exact buckets, got {max_distance}")
 
 
 def _checked_lengths(T: int, S: int | None) -> int:

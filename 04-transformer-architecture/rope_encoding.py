@@ -103,8 +103,10 @@ class RoPEScaling:
                 "0 < beta_slow <= beta_fast must hold, "
                 f"got beta_slow={self.beta_slow}, beta_fast={self.beta_fast}"
             )
-        if self.attention_factor is not None and not self.attention_factor > 0:
-            raise ValueError(f"attention_factor must be positive, got {self.attention_factor}")
+        if self.attention_factor is not None and not 0 < self.attention_factor < math.inf:
+            raise ValueError(
+                f"attention_factor must be positive and finite, got {self.attention_factor}"
+            )
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 "0 < low_freq_factor < high_freq_factor must hold, got "
@@ -183,8 +185,18 @@ class Rotation:
         self._tables = {cos.dtype: (cos, signed_sin)}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (B, H, T, K) -> (B, H, T, K), new memory."""
+        """x (B, H, T, K) -> (B, H, T, K), new memory.
+
+        Raises ValueError for shapes that do not fit, TypeError for x that is not floating point.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point, got {x.dtype}")
         cos, signed_sin = self._tables_for(x.dtype)
+        rows_fit = cos.dim() == 2 or (x.dim() == 4 and cos.shape[0] in (1, x.shape[0]))
+        if not rows_fit:
+            raise ValueError(
+                f"positions were given for {cos.shape[0]} sequences; x has shape {tuple(x.shape)}"
+            )
         if x.shape[-2:] != cos.shape[-2:]:
             raise ValueError(
                 f"x must end in (T, K) = {tuple(cos.shape[-2:])}, the positions and width that "
@@ -228,8 +240,8 @@ class RoPE(nn.Module):
             raise ValueError(
                 f"max_position_embeddings must be positive, got {max_position_embeddings}"
             )
-        if not base > 1.0:
-            raise ValueError(f"base must be greater than 1, got {base}")
+        if not 1.0 < base < math.inf:
+            raise ValueError(f"base must be finite and greater than 1, got {base}")
         if scaling is not None and scaling.kind in ("ntk", "dynamic") and dim == 2:
             raise ValueError(f"{scaling.kind} scaling needs dim of at least 4, got 2")
         self.dim = dim
@@ -276,6 +288,8 @@ class RoPE(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """x (B, H, T, K) turned at `positions`, 0 … T-1 unless given; (B, H, T, K)."""
+        if x.dim() < 2:
+            raise ValueError(f"x must end in (T, K), got shape {tuple(x.shape)}")
         if positions is None:
             positions = torch.arange(x.shape[-2], device=x.device)
         return self.at(positions)(x)

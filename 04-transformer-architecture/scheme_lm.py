@@ -90,7 +90,9 @@ class SchemeLM(nn.Module):
         self.rope = RoPE(d_model // num_heads) if scheme == "rope" else None
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, T) -> logits of the next id (B, T, V)."""
+        """ids (B, T) -> logits of the next id (B, T, V). Raises ValueError for another shape."""
+        if ids.dim() != 2 or not ids.shape[1]:
+            raise ValueError(f"ids have shape {tuple(ids.shape)}; they must be (batch, length)")
         T = ids.shape[1]
         x = self.embedding(ids)  # (B, T, D)
         bias = rotary = None
@@ -116,7 +118,12 @@ def language_loss(model: nn.Module, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bits_by_position(model: nn.Module, ids: Tensor, *, batch_size: int = 8) -> Tensor:
-    """Mean bits at each position of windows (N, T + 1): (T,), position 0 having no context."""
+    """Mean bits at each position of windows (N, T + 1): (T,), position 0 having no context.
+
+    Raises ValueError for no windows, or windows of fewer than two ids.
+    """
+    if ids.dim() != 2 or not len(ids) or ids.shape[1] < 2:
+        raise ValueError(f"windows have shape {tuple(ids.shape)}; they must be (N ≥ 1, T + 1 ≥ 2)")
     total = torch.zeros(ids.shape[1] - 1, dtype=torch.float64)
     for windows in ids.split(batch_size):
         losses = cross_entropy(model(windows[:, :-1]), windows[:, 1:], reduction="none")

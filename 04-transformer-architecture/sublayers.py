@@ -33,7 +33,12 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
     Returns:
         (..., D) in x's dtype; computed in at least fp32.
+
+    Raises:
+        ValueError: a weight or bias that is not (D,), or a negative eps.
+        TypeError: x is not floating point.
     """
+    _check_vectors(x, eps, weight=weight, bias=bias)
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     centred = precise - precise.mean(dim=-1, keepdim=True)
     normed = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
@@ -57,7 +62,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
     Returns:
         (..., D) in x's dtype; computed in at least fp32.
+
+    Raises:
+        ValueError: a weight that is not (D,), or a negative eps. TypeError: as `layer_norm`.
     """
+    _check_vectors(x, eps, weight=weight)
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = precise * torch.rsqrt(precise.square().mean(dim=-1, keepdim=True) + eps)
     if weight is not None:
@@ -104,8 +113,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """(..., D) -> (..., D). Raises ValueError for another width."""
         weight = self.weight
+        if x.shape[-1] != self.d:  # a weight of one number would otherwise serve any width
+            raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be {self.d}")
         if x.is_cpu and torch.is_grad_enabled():
             # PyTorch has a fused kernel on GPUs only; on CPUs its backward is many small steps.
             precise = torch.promote_types(x.dtype, torch.float32)
@@ -268,8 +279,22 @@ def _check_widths(d_model: int, d_ff: int) -> None:
 
 
 def _check_norm(d: int, eps: float) -> None:
-    """Refuse a width below 1 and a negative eps."""
+    """Refuse a width below 1 and a negative eps (or NaN, which is neither)."""
     if d < 1:
         raise ValueError(f"d is {d}; it must be at least 1")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must not be negative")
+
+
+def _check_vectors(x: Tensor, eps: float, **affine: Tensor | None) -> None:
+    """Refuse what broadcasting and rounding would accept without a word."""
+    if not x.is_floating_point():
+        raise TypeError(f"x has dtype {x.dtype}; it must be floating point")
+    if not x.dim():
+        raise ValueError("x is a single number; it must be (..., D)")
+    _check_norm(x.shape[-1], eps)
+    for name, tensor in affine.items():
+        if tensor is not None and tensor.shape != x.shape[-1:]:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; it must be ({x.shape[-1]},), x's width"
+            )

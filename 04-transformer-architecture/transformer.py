@@ -38,9 +38,7 @@ class TransformerBlock(nn.Module):
         norm: makes a fresh norm for each sublayer.
         pre_norm: where the norms stand.
         cross_attention: attention to a memory; makes this a decoder block of an encoder-decoder.
-        dropout: probability of zeroing an element of each sublayer's output in training.
-
-    Raises ValueError for a dropout outside [0, 1).
+        dropout: probability of zeroing an element of each sublayer's output in training; in [0, 1).
     """
 
     def __init__(
@@ -121,10 +119,7 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """Blocks one after another, and a last norm (which pre-norm needs and post-norm does not).
-
-    Raises ValueError for no blocks.
-    """
+    """Blocks one after another (ValueError for none), and a last norm, which pre-norm needs."""
 
     def __init__(
         self, blocks: Iterable[TransformerBlock], final_norm: nn.Module | None = None
@@ -229,10 +224,8 @@ class Transformer(nn.Module):
         if share_embeddings and src_vocab_size != tgt_vocab_size:
             sizes = f"{src_vocab_size} and {tgt_vocab_size}"
             raise ValueError(f"shared embeddings need one vocabulary; the sizes are {sizes}")
-        self.d_model = d_model
-        self.dropout = dropout
-        self.max_seq_len = max_seq_len
-        self.pad_id = pad_id
+        self.d_model, self.dropout = d_model, dropout
+        self.max_seq_len, self.pad_id = max_seq_len, pad_id
 
         def stack(num_layers: int, cross: bool) -> TransformerStack:
             blocks = [
@@ -312,13 +305,17 @@ class Transformer(nn.Module):
         """Target ids (B, T) and memory (B, S, D) -> logits (B, T, V).
 
         With a `cache`, `tgt` holds only tokens new to it; `tgt_keep` still covers all of them.
+        What does not fit is refused before the cache is touched.
         """
         start = 0 if cache is None else cache.length
         x = self._embed(self.tgt_embedding, tgt, start)  # (B, T, D)
+        B, T, D = x.shape
+        if memory.dim() != 3 or (memory.shape[0], memory.shape[2]) != (B, D):
+            raise ValueError(f"memory has shape {tuple(memory.shape)}; it must be ({B}, S, {D})")
         x = self.decoder(
             x,
             memory=memory,
-            keep=None if tgt_keep is None else tgt_keep[:, None, None, :],  # (B, 1, 1, T)
+            keep=keep_over_keys("tgt_keep", tgt_keep, torch.empty(B, start + T, device="meta")),
             memory_keep=keep_over_keys("memory_keep", memory_keep, memory),
             causal=True,
             caches=None if cache is None else cache.own,
@@ -334,6 +331,8 @@ class Transformer(nn.Module):
         """Embed ids (B, T) that stand at positions start, start + 1, …: (B, T, D)."""
         if ids.dim() != 2:
             raise ValueError(f"ids have shape {tuple(ids.shape)}; they must be (batch, length)")
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"ids have dtype {ids.dtype}; they must be int64 or int32")
         end = start + ids.shape[1]
         if end > self.max_seq_len:
             raise ValueError(f"{end} positions; this model has max_seq_len {self.max_seq_len}")
@@ -433,12 +432,12 @@ def beam_translate(
     Args and Returns: as `greedy_translate`.
 
     Raises:
-        ValueError: fewer than one beam, a negative length penalty, wrong shapes or lengths.
+        ValueError: fewer than one beam, a bad length penalty, wrong shapes or lengths.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}; it must be at least 1")
-    if length_penalty < 0:
-        raise ValueError(f"length_penalty is {length_penalty}; it must not be negative")
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(f"length_penalty is {length_penalty}; it must be finite, not negative")
     keep = src != model.pad_id if src_keep is None else src_keep  # (B, S)
     memory = model.encode(src, src_keep=keep)  # (B, S, D)
     limit = _length_limit(model, src, max_new_tokens)
@@ -472,7 +471,7 @@ def beam_translate(
                     ids = prefixes[row] + ([] if token == eos_id else [token])
                     best[sentence] = max(best[sentence], (total / norms[length], ids))
             # Scores only fall, and no divisor is larger than the one at the limit.
-            if best[sentence][0] < going[0][0] / norms[limit]:
+            if going and best[sentence][0] < going[0][0] / norms[limit]:
                 next_live.append(sentence)
                 branches += going
         if not next_live:
@@ -492,9 +491,9 @@ def beam_translate(
 
 def _length_limit(model: Translator, src: Tensor, max_new_tokens: int | None) -> int:
     """Return how many tokens a translation may have."""
-    if max_new_tokens is None:
-        return min(src.shape[1] + 50, model.max_seq_len)
     longest = model.max_seq_len
+    if max_new_tokens is None:
+        return min(src.shape[1] + 50, longest)
     if not 1 <= max_new_tokens <= longest:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be from 1 to {longest}")
     return max_new_tokens

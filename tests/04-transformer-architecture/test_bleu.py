@@ -70,6 +70,22 @@ def test_corpus_is_not_the_mean_of_sentences():
     assert corpus_bleu(hypotheses, references).score > 80
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: corpus_bleu("the cat", ["the cat"]), "list of sentences, got the single text"),
+        (lambda: corpus_bleu(["a"], "a"), "list of sentences"),
+        (lambda: corpus_bleu(["a"], ["a"], more_references=["a"]), "list of sentences"),
+        (lambda: corpus_bleu([b"a b"], [b"a b"]), "a string or a list of words, got bytes"),
+        (lambda: corpus_bleu([None], ["a"]), "got NoneType"),
+    ],
+)
+def test_a_text_is_not_a_corpus_and_bytes_are_not_words(call, says):
+    """Letters and bytes would be counted as words, and the score would look like a score."""
+    with pytest.raises(TypeError, match=says):
+        call()
+
+
 def test_counts():
     assert ngram_counts("a b a b", 2) == {("a", "b"): 2, ("b", "a"): 1}
     assert not ngram_counts("a", 2)

@@ -75,12 +75,29 @@ def test_refuses():
         NumpyTransformer({}, num_heads=4)
     with pytest.raises(ValueError, match="not a multiple of num_heads 5"):
         NumpyTransformer(weights, num_heads=5)
-    with pytest.raises(ValueError, match="end in a norm"):
+    with pytest.raises(ValueError, match=r"lack .*decoder\.final_norm\.weight"):
         NumpyTransformer(weights, num_heads=4, pre_norm=True)
+    with pytest.raises(ValueError, match="of no use with pre_norm=False: x"):
+        NumpyTransformer({**weights, "x": np.ones(2)}, num_heads=4)
+    cut = {name: w for name, w in weights.items() if "blocks.0.feed_forward.up.b" not in name}
+    with pytest.raises(ValueError, match=r"lack .*feed_forward\.up\.bias"):
+        NumpyTransformer(cut, num_heads=4)
     fewer = {name: w for name, w in weights.items() if not name.startswith("encoder.blocks.1.")}
     with pytest.raises(ValueError, match="blocks of the encoder"):
         NumpyTransformer(fewer, num_heads=4)
+    with pytest.raises(ValueError, match="of no use with pre_norm=False"):
+        twin(build(pre_norm=True))
     with pytest.raises(ValueError, match=r"id 29 is outside \[0, 29\)"):
         twin(model).logits(np.array([[29]]), np.array([[1]]))
     with pytest.raises(ValueError, match="must be \\(batch, length\\)"):
         twin(model).logits(np.array([[3]]), np.array([1]))
+
+
+def test_a_source_of_nothing_but_padding_is_read_as_zero_and_not_as_nan():
+    model = build(pre_norm=False)
+    src, tgt = np.array([[2, 2, 2], [3, 4, 2]]), np.array([[1, 5], [1, 6]])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(src), torch.from_numpy(tgt)).numpy()
+    ours = twin(model).logits(src, tgt)
+    assert np.isfinite(ours).all()
+    np.testing.assert_allclose(ours, expected, atol=1e-10)

@@ -93,7 +93,7 @@ def test_sinusoids_can_start_anywhere() -> None:
         ({"T": -1, "d_model": 4}, "must not be negative, got T=-1"),
         ({"T": 1, "d_model": 4, "start": -2}, "start=-2"),
         ({"T": 1, "d_model": 0}, "d_model must be positive, got 0"),
-        ({"T": 1, "d_model": 4, "base": 1.0}, r"base must be greater than 1, got 1\.0"),
+        ({"T": 1, "d_model": 4, "base": 1.0}, r"base must be finite and greater than 1, got 1\.0"),
     ],
 )
 def test_bad_sinusoids_are_refused(arguments: dict, message: str) -> None:
@@ -126,6 +126,10 @@ def test_positions_outside_the_table_are_refused(positions: list[int]) -> None:
 def test_an_empty_table_is_refused() -> None:
     with pytest.raises(ValueError, match="max_seq_len must be positive, got 0"):
         LearnedPositions(0, 5)
+    with pytest.raises(ValueError, match="d_model must be positive, got 0"):
+        LearnedPositions(5, 0)
+    with pytest.raises(TypeError, match=r"positions must be int64 or int32, got torch\.float32"):
+        LearnedPositions(5, 2)(torch.tensor([0.5]))
 
 
 # --- T5 ---------------------------------------------------------------------------------------
@@ -236,6 +240,16 @@ def test_bias_depends_on_distance_only(T: int, past: int, bidirectional: bool) -
 def test_bad_t5_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         T5RelativeBias(**{"num_heads": 2, "bidirectional": True, **arguments})
+
+
+def test_bad_buckets_are_refused_by_the_function_too() -> None:
+    relative = -torch.arange(9)
+    with pytest.raises(ValueError, match="num_buckets must be a positive multiple of 2"):
+        relative_position_bucket(relative, num_buckets=1, bidirectional=False)
+    with pytest.raises(ValueError, match="must exceed the 8 exact buckets, got 8"):
+        relative_position_bucket(relative, max_distance=8)
+    with pytest.raises(TypeError, match=r"relative must be integers, got torch\.float32"):
+        relative_position_bucket(relative.float())
 
 
 @pytest.mark.parametrize(("T", "S"), [(0, 3), (4, 3)])

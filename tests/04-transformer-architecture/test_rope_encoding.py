@@ -459,7 +459,7 @@ def test_scaling_out_of_range_is_refused(arguments: dict, message: str) -> None:
         ({"dim": 7}, "dim must be a positive even number, got 7"),
         ({"dim": 0}, "dim must be a positive even number, got 0"),
         ({"dim": 8, "max_position_embeddings": 0}, "max_position_embeddings must be positive"),
-        ({"dim": 8, "base": 1.0}, "base must be greater than 1"),
+        ({"dim": 8, "base": 1.0}, "base must be finite and greater than 1"),
         ({"dim": 2, "scaling": RoPEScaling(kind="ntk", factor=2.0)}, "dim of at least 4"),
     ],
 )
@@ -478,3 +478,13 @@ def test_bad_inputs_are_refused() -> None:
         rope.at(torch.arange(3))(torch.zeros(1, 1, 4, 8))
     with pytest.raises(ValueError, match="x must end in"):
         rope.at(torch.arange(3))(torch.zeros(1, 1, 3, 16))
+    with pytest.raises(ValueError, match=r"x must end in \(T, K\), got shape \(8,\)"):
+        rope(torch.zeros(8))
+    with pytest.raises(TypeError, match=r"x must be floating point, got torch\.int64"):
+        rope(torch.ones(1, 1, 3, 8, dtype=torch.int64))
+    two = rope.at(torch.arange(3).expand(2, 3))
+    for shape in ((3, 1, 3, 8), (2, 3, 8)):
+        with pytest.raises(ValueError, match="positions were given for 2 sequences"):
+            two(torch.zeros(shape))
+    with pytest.raises(ValueError, match="base must be finite and greater than 1, got inf"):
+        RoPE(8, base=float("inf"))

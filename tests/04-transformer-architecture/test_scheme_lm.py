@@ -81,6 +81,12 @@ def test_learned_refuses_what_it_has_no_row_for():
         build("learned")(ids(41))
     with pytest.raises(ValueError, match="scheme is 'clock'"):
         build("clock")
+    with pytest.raises(ValueError, match=r"ids have shape \(5,\)"):
+        build("rope")(ids(5)[0])
+    with pytest.raises(ValueError, match=r"ids have shape \(\d, 0\)"):
+        build("rope")(ids(5)[:, :0])
+    with pytest.raises(ValueError, match=r"windows have shape \(0, 5\)"):
+        bits_by_position(build("rope"), ids(5)[:0])
 
 
 def test_schemes_start_from_the_same_matrices():

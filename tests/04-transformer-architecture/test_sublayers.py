@@ -188,6 +188,24 @@ def test_bad_norms(norm):
         norm(0)
     with pytest.raises(ValueError, match=r"eps is -1e-06; it must not be negative"):
         norm(4, eps=-1e-6)
+    with pytest.raises(ValueError, match="eps is nan"):
+        norm(4, eps=float("nan"))
+
+
+def test_bad_vectors():
+    x = _vectors((3, 4), seed=9)
+    for one_number in (RMSNorm(1), LayerNorm(1)):
+        with pytest.raises((ValueError, RuntimeError), match=r"must be 1|\[\*, 1\]"):
+            one_number(x)
+    with pytest.raises(ValueError, match=r"weight has shape \(3, 1\); it must be \(4,\)"):
+        rms_norm(x, torch.ones(3, 1), 1e-5)
+    with pytest.raises(ValueError, match=r"bias has shape \(1,\); it must be \(4,\)"):
+        layer_norm(x, None, torch.ones(1), 1e-5)
+    for written_out in (rms_norm, lambda x, weight, eps: layer_norm(x, weight, None, eps)):
+        with pytest.raises(TypeError, match=r"x has dtype torch\.int64"):
+            written_out(torch.arange(4), None, 1e-5)
+        with pytest.raises(ValueError, match="eps is -1"):
+            written_out(x, None, -1.0)
 
 
 # --- feed-forward layers ----------------------------------------------------------------------

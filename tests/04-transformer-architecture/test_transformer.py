@@ -668,7 +668,14 @@ def test_wrong_calls():
         model(src, tgt, src_keep=torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"memory_keep has shape \(1, 4\)"):
         model.decode(tgt, model.encode(src), memory_keep=torch.ones(1, 4, dtype=torch.bool))
+    memory = model.encode(src)
+    with pytest.raises(ValueError, match=r"memory has shape \(1, 5, 4\); it must be \(1, S, 20\)"):
+        model.decode(tgt, memory[..., :4])
+    with pytest.raises(TypeError, match=r"ids have dtype torch\.float32"):
+        model(src, tgt.float())
     run: dict[str, Any] = {"bos_id": BOS, "eos_id": EOS}
+    with pytest.raises(ValueError, match="length_penalty is nan"):
+        beam_translate(model, src, length_penalty=float("nan"), **run)
     for translate in (greedy_translate, beam_translate):
         with pytest.raises(ValueError, match="max_new_tokens is 0; it must be from 1 to"):
             translate(model, src, max_new_tokens=0, **run)
@@ -680,6 +687,23 @@ def test_wrong_calls():
         beam_translate(model, src, num_beams=0, **run)
     with pytest.raises(ValueError, match=r"length_penalty is -0\.5"):
         beam_translate(model, src, length_penalty=-0.5, **run)
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was():
+    model = _model()
+    src, tgt = _sources(5), torch.ones(1, 3, dtype=torch.long)
+    memory, cache = model.encode(src), model.new_cache()
+    model.decode(tgt[:, :2], memory, cache=cache)
+    with pytest.raises(ValueError, match=r"tgt_keep has shape \(1, 2\); it must be \(1, 3\)"):
+        model.decode(tgt[:, 2:], memory, cache=cache, tgt_keep=torch.ones(1, 2).bool())
+    with pytest.raises(TypeError, match=r"tgt_keep has dtype torch\.float32"):
+        model.decode(tgt[:, 2:], memory, cache=cache, tgt_keep=torch.ones(1, 3))
+    with pytest.raises(ValueError, match="memory has shape"):
+        model.decode(tgt[:, 2:], memory[..., :4], cache=cache)
+    assert [own.length for own in cache.own] == [2] * len(cache.own)
+    last = model.decode(tgt[:, 2:], memory, cache=cache)
+    whole = model.decode(tgt, memory)
+    torch.testing.assert_close(last, whole[:, 2:], atol=1e-5, rtol=1e-5)
 
 
 def test_the_reference_attention_fits_in():
