@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ def test_rates_rise_with_depth_and_evaluation_is_untouched() -> None:
     assert torch.equal(model.eval()(ids), plain.eval()(ids))
     model.train()
     torch.manual_seed(0)
-    seen: list[torch.Tensor] = []
+    seen: list[Any] = []
     for block in model.blocks:  # runs after the hooks that drop
         assert isinstance(block, TransformerBlock)
         for branch in (block.attention, block.feed_forward):
