@@ -42,7 +42,8 @@ def gaps(
     `outputs` gives pairs (ours, theirs). The loss is the sum of each output times fixed random
     numbers, so that every element has a gradient of its own.
     """
-    ours.double(), theirs.double()
+    ours.double()
+    theirs.double()
     pairs = outputs()
     output_gap = 0.0
     for model, side in ((ours, 0), (theirs, 1)):

@@ -129,7 +129,8 @@ def test_padding_is_found_without_being_told(kind: str) -> None:
 def test_roberta_counts_positions_over_real_tokens() -> None:
     """Left or right, padding does not move a text: its vectors stay what they are alone."""
     ours, theirs, _ = hf_pair("roberta")
-    ours.double(), theirs.double()
+    ours.double()
+    theirs.double()
     ids = random_ids(1, 9)
     pad = torch.full((1, 5), ours.config.pad_id)
     left, right = torch.cat((pad, ids), 1), torch.cat((ids, pad), 1)

@@ -131,7 +131,7 @@ def test_linear_attention_is_its_definition(T: int, causal: bool) -> None:
         allowed = allowed.tril() if causal else allowed
         allowed = allowed if mask is None else allowed & mask
         wide = [x.repeat_interleave(2, dim=1) for x in (k, v)]
-        expected = by_definition(q, *wide, allowed)
+        expected = by_definition(q, wide[0], wide[1], allowed)
         out = linear_attention(q, k, v, causal=causal, keep=mask)
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 

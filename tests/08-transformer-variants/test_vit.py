@@ -35,18 +35,18 @@ TOLERANCE = 1e-10  # in fp64; wrong versions miss by more than 1e-3
 
 def hf_pair() -> tuple[Any, Any]:
     torch.manual_seed(0)
-    config = hf.ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        intermediate_size=41,
-        image_size=12,
-        patch_size=3,
-        num_channels=2,
-        num_labels=7,
-        layer_norm_eps=1e-3,
-    )
-    theirs: Any = fill_with_fan_in(hf.ViTForImageClassification(config).eval())
+    sizes: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 41,
+        "image_size": 12,
+        "patch_size": 3,
+        "num_channels": 2,
+        "num_labels": 7,
+        "layer_norm_eps": 1e-3,
+    }
+    theirs: Any = fill_with_fan_in(hf.ViTForImageClassification(hf.ViTConfig(**sizes)).eval())
     with torch.no_grad():
         theirs.vit.embeddings.cls_token.normal_()
         theirs.vit.embeddings.position_embeddings.normal_()
@@ -80,7 +80,8 @@ def filled(**changes: Any) -> ViT:
 
 def test_logits_and_gradients() -> None:
     ours, theirs = hf_pair()
-    ours.double(), theirs.double()
+    ours.double()
+    theirs.double()
     images = pictures().double()
     weights = torch.randn(3, 7, generator=torch.Generator().manual_seed(2)).double()
     mine, reference = ours(images), theirs(images).logits
@@ -142,6 +143,7 @@ def test_a_patch_is_multiplied_by_one_matrix() -> None:
     images = pictures(2, 3, 8)
     cut = images.unfold(2, 2, 2).unfold(3, 2, 2)  # (B, C, g, g, P, P)
     flat = cut.permute(0, 2, 3, 1, 4, 5).reshape(2, 16, 12)
+    assert model.patches.bias is not None
     expected = flat @ model.patches.weight.flatten(1).t() + model.patches.bias
     torch.testing.assert_close(model._embed(images)[:, 1:], expected + model.positions[:, 1:])
 
