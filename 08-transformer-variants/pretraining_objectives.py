@@ -165,7 +165,8 @@ def mask_tokens(
         raise ValueError(f"words is {tuple(words.shape)}; it must be {tuple(ids.shape)}")
     if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
         raise ValueError(f"ids must lie in [0, vocab_size={vocab_size})")
-    ordinary = torch.tensor([i for i in range(vocab_size) if i not in set(special_ids)])
+    special = set(special_ids)
+    ordinary = torch.tensor([i for i in range(vocab_size) if i not in special])
     if not len(ordinary):
         raise ValueError("every id is special: there is nothing to hide")
     free = torch.isin(ids, ordinary)  # (B, T)

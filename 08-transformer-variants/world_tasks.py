@@ -1,9 +1,10 @@
 """Tiny world as material for this topic: stories to pre-train on, questions to fine-tune on, and
 four tasks as text in, text out.
 
-The question is one that needs a text to be *read*. A man and a woman are introduced, and then "she"
-does something: is she the one who was named first? One must know which names are women's, which
-only text can teach, and which of the two stood first, which a bag of words cannot say.
+The questions need a text to be *read*. A man and a woman are introduced, and then "she" does
+something. Who was named first, the man or the woman? And is "she" the first or the second? One must
+know which names are women's, which text can teach, and which of the two stood first, which a bag of
+words cannot say; for the second question, both at once.
 
 README, "What we measured". Letters: N texts, T length.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from tiny_world import Question, Story, TinyWorld, TinyWorldConfig
 
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[END]")
 PAD_ID, CLS_ID, SEP_ID, MASK_ID, END_ID = range(5)
+Ask = Literal["first", "pronoun"]
 TASKS = ("translate", "summarise", "answer", "classify")
 _QUESTION_WORDS = ("What", "is", "are", "the", "like", "?")
 _GIST_WORDS = ("begins", "ends", "goes", "from", "to", "at", "and", "is", "left", "with", "nothing")
@@ -48,7 +50,11 @@ class TextTask(NamedTuple):
 
 def reading_world() -> TinyWorld:
     """Stories of two sentences: who is where, and what one of them does. About 35 words."""
-    return TinyWorld(TinyWorldConfig(min_sentences=2, max_sentences=2))
+    return TinyWorld(
+        TinyWorldConfig(
+            min_sentences=2, max_sentences=2, num_people=12, num_places=12, num_things=12
+        )
+    )
 
 
 def many_task_world() -> TinyWorld:
@@ -72,24 +78,36 @@ def story_rows(
     return pad_sequences(rows, pad_id=PAD_ID)[0]
 
 
-def pronoun_questions(
-    world: TinyWorld, vocabulary: Vocabulary, count: int, *, seed: int, max_seq_len: int
+def reading_questions(
+    world: TinyWorld,
+    vocabulary: Vocabulary,
+    count: int,
+    *,
+    ask: Ask,
+    seed: int,
+    max_seq_len: int,
 ) -> LabelledTexts:
-    """[CLS] story [SEP], and whether its pronoun means the person named first (0) or second (1).
+    """[CLS] story [SEP], and a label for each of `count` stories.
 
     Two people are introduced, a man and a woman, and the second sentence names neither of them, but
     says "he" or "she".
 
+    Args:
+        ask: "first" = is the person named first a man (0) or a woman (1)? "pronoun" = does the
+            pronoun mean the person named first (0) or second (1)? The stories are the same.
+
     Raises:
-        ValueError: a text that does not fit into `max_seq_len`.
+        ValueError: a text that does not fit into `max_seq_len`, or an unknown question.
     """
+    if ask not in get_args(Ask):
+        raise ValueError(f"ask is {ask!r}; it must be one of {get_args(Ask)}")
     rows, labels = [], []
     for story, second in islice(_referring(world, seed), count):
         row = [CLS_ID, *vocabulary.encode(words(story.text)), SEP_ID]
         if len(row) > max_seq_len:
             raise ValueError(f"a text of {len(row)} tokens does not fit into {max_seq_len}")
         rows.append(row)
-        labels.append(int(second))
+        labels.append(int(second if ask == "pronoun" else next(iter(story.people)) not in MEN))
     return LabelledTexts(pad_sequences(rows, pad_id=PAD_ID)[0], torch.tensor(labels))
 
 

@@ -159,7 +159,7 @@ def positive_features(x: Tensor, omega: Tensor) -> Tensor:
     Args: x (N, K); omega (M, K), rows drawn from N(0, I).
     Returns: (N, M), such that the mean over draws of phi(q) · phi(k) is e^(q·k).
 
-    Hints: (a) README, "Attention for less". (b) There are M draws and the product sums over them:
+    Hints: (a) README, "Efficient attention". (b) There are M draws and the product sums over them:
     what must each feature be divided by?
     """
     raise NotImplementedError

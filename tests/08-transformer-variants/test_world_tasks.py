@@ -14,7 +14,7 @@ from world_tasks import (
     SEP_ID,
     TASKS,
     many_task_world,
-    pronoun_questions,
+    reading_questions,
     reading_vocabulary,
     reading_world,
     story_rows,
@@ -42,7 +42,7 @@ def test_stories_are_framed_and_known(world):
 
 def test_the_pronoun_means_whom_the_label_says(world):
     vocabulary = reading_vocabulary(world)
-    ids, labels = pronoun_questions(world, vocabulary, 300, seed=2, max_seq_len=80)
+    ids, labels = reading_questions(world, vocabulary, 300, ask="pronoun", seed=2, max_seq_len=80)
     assert ids.shape[0] == len(labels) == 300
     assert 0.4 < labels.float().mean() < 0.6
     for row, label in zip(ids, labels, strict=True):
@@ -54,10 +54,22 @@ def test_the_pronoun_means_whom_the_label_says(world):
         assert said == ({"he"} if who in MEN else {"she"})
 
 
-def test_a_bag_of_words_cannot_know_the_order(world):
-    """The same words with the names exchanged have the other label."""
+def test_the_first_name_is_what_the_label_says(world):
     vocabulary = reading_vocabulary(world)
-    texts = pronoun_questions(world, vocabulary, 100, seed=2, max_seq_len=80)
+    ids, labels = reading_questions(world, vocabulary, 100, ask="first", seed=2, max_seq_len=80)
+    pronoun = reading_questions(world, vocabulary, 100, ask="pronoun", seed=2, max_seq_len=80)
+    assert torch.equal(ids, pronoun.ids)
+    for row, label in zip(ids, labels, strict=True):
+        first = next(word for word in vocabulary.decode(row) if word in MEN or word in WOMEN)
+        assert first in (WOMEN if label else MEN)
+    with pytest.raises(ValueError, match="ask is 'last'"):
+        reading_questions(world, vocabulary, 9, ask="last", seed=2, max_seq_len=80)
+
+
+def test_a_bag_of_words_cannot_know_the_order(world):
+    """The same words with the names exchanged have the other label, for both questions."""
+    vocabulary = reading_vocabulary(world)
+    texts = reading_questions(world, vocabulary, 100, ask="first", seed=2, max_seq_len=80)
     named = torch.isin(texts.ids, torch.tensor(vocabulary.encode([*MEN, *WOMEN])))
     assert torch.equal(named.sum(dim=1), torch.full((100,), 2))
     swapped = texts.ids.clone()
@@ -65,12 +77,12 @@ def test_a_bag_of_words_cannot_know_the_order(world):
     counts = word_counts(texts, len(vocabulary))
     assert torch.equal(counts, word_counts(texts._replace(ids=swapped), len(vocabulary)))
     with pytest.raises(ValueError, match="does not fit into 20"):
-        pronoun_questions(world, vocabulary, 20, seed=2, max_seq_len=20)
+        reading_questions(world, vocabulary, 20, ask="first", seed=2, max_seq_len=20)
 
 
 def test_counts_forget_the_order(world):
     vocabulary = reading_vocabulary(world)
-    texts = pronoun_questions(world, vocabulary, 5, seed=2, max_seq_len=160)
+    texts = reading_questions(world, vocabulary, 5, ask="first", seed=2, max_seq_len=160)
     counts = word_counts(texts, len(vocabulary))
     assert torch.equal(counts.sum(dim=1).long(), (texts.ids != PAD_ID).sum(dim=1))
     shuffled = texts._replace(ids=texts.ids[:, torch.randperm(texts.ids.shape[1])])
