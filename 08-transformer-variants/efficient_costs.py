@@ -13,16 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from attention import AttentionFn
+from attention_costs import MEBIBYTE
 from efficient_attention import (
     BigBirdAttention,
     PerformerAttention,
     SlidingWindowAttention,
     linear_attention,
 )
-from torch import Tensor
-
-from attention import AttentionFn
-from attention_costs import MEBIBYTE
 from lab import peak_memory_bytes, progress, time_side_by_side
 from matmul_attention import matmul_attention
 

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from t5 import T5, T5Config, generate_from, shift_right
 from torch import Tensor, nn
-from vit import ViT, ViTConfig, attention_rollout
 
 from attention import AttentionFn, MultiHeadAttention
 from bert import MaskedLanguageModel
@@ -25,9 +23,11 @@ from lr_schedules import linear
 from numerics import cross_entropy
 from pretraining_objectives import mask_tokens
 from sequence_data import Vocabulary, pad_sequences
+from t5 import T5, T5Config, generate_from, shift_right
 from translation import train_with_adam
 from variant_experiments import Reading, batches_of
 from variant_scale import VariantScale
+from vit import ViT, ViTConfig, attention_rollout
 from world_tasks import (
     END_ID,
     MASK_ID,
