@@ -73,7 +73,7 @@ def pretrain_with(
     """
     steps = equal_steps(objective, scale, vocab_size, mean_length(stories))
     generator = torch.Generator().manual_seed(seed)
-    model, loss_of, keep = _PREPARE[objective](scale, vocab_size, generator)
+    model, loss_of, keep = _prepare(objective, scale, vocab_size, generator)
     schedule = linear(steps, warmup_steps=max(1, steps // 10))
     losses = train_with_adam(
         model,
@@ -175,12 +175,16 @@ def _encoder_of(model: nn.Module) -> nn.Module:
     return encoder
 
 
-_PREPARE: dict[str, Callable[..., _Prepared]] = {
-    "masked tokens": lambda *given: _masked(0.15)(*given),
-    "masked tokens, 40 %": lambda *given: _masked(0.40)(*given),
-    "replaced tokens": lambda *given: _replaced(*given),
-    "next token": lambda *given: _causal(*given),
-}
+def _prepare(
+    objective: str, scale: VariantScale, vocab_size: int, generator: torch.Generator
+) -> _Prepared:
+    """A fresh model, its loss on a batch of stories, and what to keep of it."""
+    if objective == "replaced tokens":
+        return _replaced(scale, vocab_size, generator)
+    if objective == "next token":
+        return _causal(scale, vocab_size, generator)
+    rate = 0.40 if objective == "masked tokens, 40 %" else 0.15
+    return _masked(rate)(scale, vocab_size, generator)
 
 
 # --- fine-tuning ------------------------------------------------------------------------------
