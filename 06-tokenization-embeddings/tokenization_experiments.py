@@ -493,6 +493,10 @@ def compare_downstream(corpora: Mapping[str, tuple[str, str]], scale: TokenScale
             "formats": ["", "", "d", ".2f", ".3f", ".3f"],
         },
         "downstream_detail": detail,
+        "byte_steps": scale.byte_steps,
+        "trained_vocab_size": scale.vocab_size,
+        "prose_bytes_bits": next(r[4] for r in rows if r[:2] == ["prose", "bytes"]),
+        "prose_bpe_bits": next(r[4] for r in rows if r[:2] == ["prose", "BPE"]),
         "sizes": {
             "columns": [
                 "vocabulary",

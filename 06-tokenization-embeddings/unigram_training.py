@@ -107,6 +107,7 @@ class Lattice:
         weights = np.fromiter(counts.values(), np.float64, len(counts))
         lengths = np.fromiter(map(len, counts), np.int64, len(counts))
         begin = np.array(firsts, np.int64)
+        places = np.arange(1, int(lengths.max(initial=0)) + 2)
         return cls(
             start=table[:, 2].copy(),
             end=table[:, 1].copy(),
@@ -115,10 +116,7 @@ class Lattice:
             first=begin,
             last=begin + lengths,
             counts=weights,
-            levels=np.asarray(
-                np.searchsorted(table[:, 0], np.arange(1, int(lengths.max(initial=0)) + 2)),
-                np.int64,
-            ),
+            levels=np.searchsorted(table[:, 0], places).astype(np.int64),
         )
 
     def kept(self, new_id: NDArray[np.int64]) -> Lattice:
