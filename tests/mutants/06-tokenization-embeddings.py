@@ -13,6 +13,15 @@ _TOKENIZER = "06-tokenization-embeddings/tokenizer.py"
 _TOKENIZER_TESTS = (f"{_TESTS}/test_tokenizer.py",)
 _FILES = "06-tokenization-embeddings/tokenizer_files.py"
 _FILES_TESTS = (f"{_TESTS}/test_tokenizer_files.py",)
+_SURFACES = "06-tokenization-embeddings/text_surfaces.py"
+_WORDPIECE = "06-tokenization-embeddings/wordpiece.py"
+_WORDPIECE_TESTS = (f"{_TESTS}/test_wordpiece.py",)
+_UNIGRAM = "06-tokenization-embeddings/unigram.py"
+_LATTICE = "06-tokenization-embeddings/unigram_training.py"
+_UNIGRAM_TESTS = (f"{_TESTS}/test_unigram.py",)
+_BATCHES = "06-tokenization-embeddings/token_batches.py"
+_EMBEDDINGS = "06-tokenization-embeddings/embeddings.py"
+_EMBEDDINGS_TESTS = (f"{_TESTS}/test_embeddings.py",)
 
 MUTANTS = [
     Mutant(
@@ -160,5 +169,149 @@ MUTANTS = [
         tests=_FILES_TESTS,
         symptom="A tokenizer that lower-cases or composes gives other ids here than elsewhere.",
         finder="other tokenizers are refused",
+    ),
+    Mutant(
+        name="shortest-piece-first",
+        module=_WORDPIECE,
+        old="for end in range(min(len(word), start + self._longest), start, -1):",
+        new="for end in range(start + 1, min(len(word), start + self._longest) + 1):",
+        tests=_WORDPIECE_TESTS,
+        symptom="Everything is spelt out letter by letter; decoding is right, so nobody notices.",
+        finder="ids beside tokenizers, and longest match by hand",
+    ),
+    Mutant(
+        name="inner-pieces-without-prefix",
+        module=_WORDPIECE,
+        old="piece = word[start:end] if start == 0 else self.prefix + word[start:end]",
+        new="piece = word[start:end]",
+        tests=_WORDPIECE_TESTS,
+        symptom="Decoded words fall apart at their seams: un aff able.",
+        finder="ids beside tokenizers",
+    ),
+    Mutant(
+        name="unknown-piece-instead-of-unknown-word",
+        module=_WORDPIECE,
+        old="            else:\n                return unknown",
+        new="            else:\n                return [*tokens, (self.unk_id, start, len(word))]",
+        tests=_WORDPIECE_TESTS,
+        symptom="Words with a strange letter give other ids than those the model was trained on.",
+        finder="a word that cannot be finished is one unknown",
+    ),
+    Mutant(
+        name="likelihood-forgets-one-part",
+        module=_WORDPIECE,
+        old="-pairs[pair] / (symbols[pair[0]] * symbols[pair[1]])",
+        new="-pairs[pair] / symbols[pair[0]]",
+        tests=_WORDPIECE_TESTS,
+        symptom="Merges follow whatever is rare on the left: z-something before qu.",
+        finder="each merge recounted by definition",
+    ),
+    Mutant(
+        name="accents-kept-in-lower-case",
+        module=_SURFACES,
+        old='if unicodedata.category(c) != "Mn").lower()',
+        new="if c).lower()",
+        tests=_WORDPIECE_TESTS,
+        symptom="An uncased BERT sees [UNK] in French and Vietnamese text.",
+        finder="ids beside tokenizers for any text",
+    ),
+    Mutant(
+        name="viterbi-takes-the-last-of-equals",
+        module=_UNIGRAM,
+        old="                if score > best[edge.end]:",
+        new="                if score >= best[edge.end]:",
+        tests=_UNIGRAM_TESTS,
+        symptom="A few words in a thousand are cut otherwise than in training.",
+        finder="ids beside tokenizers, for pieces with equal scores",
+    ),
+    Mutant(
+        name="unknown-without-penalty",
+        module=_UNIGRAM,
+        old="        self._unknown_score = lowest - UNKNOWN_PENALTY",
+        new="        self._unknown_score = 0.0",
+        tests=_UNIGRAM_TESTS,
+        symptom="Characters that longer pieces could write come out as unknown.",
+        finder="ids beside tokenizers for any text",
+    ),
+    Mutant(
+        name="byte-pieces-can-be-typed",
+        module=_UNIGRAM,
+        old="NEVER = -1e6 ",
+        new="NEVER = 0.0 ",
+        tests=_UNIGRAM_TESTS,
+        symptom='A user who types "<0x0A>" breaks the line.',
+        finder="a byte piece in a text is text",
+    ),
+    Mutant(
+        name="posterior-without-backward",
+        module=_UNIGRAM,
+        old="share = math.exp(alpha[edge.start] + edge.score + beta[edge.end] - alpha[-1])",
+        new="share = math.exp(alpha[edge.start] + edge.score - alpha[edge.end])",
+        tests=_UNIGRAM_TESTS,
+        symptom="Training still converges, to pieces that look plausible and are less likely.",
+        finder="expected counts beside the enumeration of all cuts",
+    ),
+    Mutant(
+        name="counts-of-words-forgotten",
+        module=_LATTICE,
+        old="np.bincount(self.piece, self.weight * share, minlength=len(scores))",
+        new="np.bincount(self.piece, share, minlength=len(scores))",
+        tests=_UNIGRAM_TESTS,
+        symptom="The vocabulary serves rare words as well as common ones; texts get longer.",
+        finder="the array lattice beside the lattice word by word",
+    ),
+    Mutant(
+        name="pruning-by-count",
+        module=_LATTICE,
+        old="        loss = n * (as_it_is - instead)",
+        new="        loss = -n",
+        tests=_UNIGRAM_TESTS,
+        symptom="The most useful pieces go first, and the likelihood is far below the library's.",
+        finder="the training likelihood beside UnigramTrainer's",
+    ),
+    Mutant(
+        name="padding-is-kept",
+        module=_BATCHES,
+        old="        keep = torch.nn.functional.pad(keep, width, value=False)",
+        new="        keep = torch.nn.functional.pad(keep, width, value=True)",
+        tests=(f"{_TESTS}/test_token_batches.py",),
+        symptom="A text's output depends on what it was batched with.",
+        finder="the mask beside tokenizers' attention_mask",
+    ),
+    Mutant(
+        name="truncation-from-the-first-text-only",
+        module=_BATCHES,
+        old="            a, b = max_tokens // 2, max_tokens - max_tokens // 2",
+        new="            a, b = max_tokens - low, low",
+        tests=(f"{_TESTS}/test_token_batches.py",),
+        symptom="Of long pairs the question is cut away and the document stays.",
+        finder="pairs beside tokenizers, truncated",
+    ),
+    Mutant(
+        name="noise-pulled-closer",
+        module=_EMBEDDINGS,
+        old="F.logsigmoid(-false).sum(-1)",
+        new="F.logsigmoid(false).sum(-1)",
+        tests=_EMBEDDINGS_TESTS,
+        symptom="The loss falls to zero and all words have one vector.",
+        finder="the gradient by its formula",
+    ),
+    Mutant(
+        name="company-across-sentences",
+        module=_EMBEDDINGS,
+        old="        left, right = left[together], right[together]\n",
+        new="",
+        tests=_EMBEDDINGS_TESTS,
+        symptom="Vectors are a little blurred: the last word of a sentence knows the next one's.",
+        finder="pairs by hand",
+    ),
+    Mutant(
+        name="answers-with-the-question",
+        module=_EMBEDDINGS,
+        old="        return self._closest(b_ - a_ + c_, [a, b, c], count)",
+        new="        return self._closest(b_ - a_ + c_, [a], count)",
+        tests=_EMBEDDINGS_TESTS,
+        symptom="Most analogies are answered with one of their own words.",
+        finder="an analogy by hand",
     ),
 ]
