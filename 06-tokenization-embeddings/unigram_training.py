@@ -26,7 +26,7 @@ _SHRINKING = 0.75  # of the pieces stay at each pruning
 _SUB_ITERATIONS = 2  # EM steps between two prunings
 _SLACK = 1.1  # EM stops at so many times the vocabulary; the last cut needs no new EM
 _LEAST_COUNT = 0.5  # a piece expected less often is dropped at once
-_END = "\0"  # what follows a word while substrings are counted
+_END = "\0"  # what follows a word while substrings are counted by word
 
 
 def digamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -44,15 +44,25 @@ def digamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return low + np.log(y) - 0.5 / y - series
 
 
-def seed_pieces(words: Iterable[str], *, max_chars: int = MAX_PIECE_CHARS) -> dict[str, int]:
-    """Substrings that two or more places of the distinct words share, with their number of places;
-    none that is always followed by the same sign, since the longer one says the same."""
+def seed_pieces(
+    words: Mapping[str, int], *, max_chars: int = MAX_PIECE_CHARS, by_word: bool = False
+) -> dict[str, int]:
+    """Substrings that stand in two or more places of the text, with their number of places; none
+    that is always followed by the same sign, since the longer one says the same.
+
+    Args:
+        words: the distinct words with their counts.
+        by_word: as `tokenizers` has it: each distinct word is one place, however often it occurs,
+            and its end is a sign. Then a word that shares nothing with others is no seed, and a
+            text of few distinct words is spelt out.
+    """
     counts: Counter[str] = Counter()
-    for word in words:
-        ended = word + _END
+    for word, count in words.items():
+        ended = word + _END if by_word else word
+        weight = 1 if by_word else count
         for start in range(len(word)):
             for end in range(start + 1, min(len(ended), start + max_chars + 1) + 1):
-                counts[ended[start:end]] += 1
+                counts[ended[start:end]] += weight
     always_followed = {
         longer[:-1] for longer, count in counts.items() if counts.get(longer[:-1]) == count
     }
@@ -278,6 +288,7 @@ def train_unigram(
     surface: TextSurface | None = None,
     byte_fallback: bool = False,
     max_piece_chars: int = MAX_PIECE_CHARS,
+    seeds_by_word: bool = False,
     rounds: list[Round] | None = None,
 ) -> Unigram:
     """Learn a vocabulary of `vocab_size` pieces with their probabilities.
@@ -287,6 +298,7 @@ def train_unigram(
 
     Args:
         surface: what a word is; `MetaspaceText()` by default.
+        seeds_by_word: count seeds as `tokenizers` does (see `seed_pieces`).
         rounds: a list to which each round of training is appended.
 
     Raises:
@@ -314,7 +326,7 @@ def train_unigram(
     for word, count in counts.items():
         for character in word:
             seen[character] += count
-    seeds = seed_pieces(counts, max_chars=max_piece_chars)
+    seeds = seed_pieces(counts, max_chars=max_piece_chars, by_word=seeds_by_word)
     pieces = [*sorted(seen, key=lambda c: (-seen[c], c)), *seeds]
     weights = np.array(
         [*(seen[c] for c in pieces[: len(seen)]), *(n * len(p) for p, n in seeds.items())], float
