@@ -48,7 +48,12 @@ def downstream_figure(detail: Sequence[Mapping[str, Any]]) -> Figure:
             capsize=2,
         )
     axes.set_xticks(places, corpora)
-    axes.set(title="A small GPT after equal FLOPs", ylabel="held-out bits per byte")
+    highest = max(point["bits"] + point["half"] for point in detail)
+    axes.set(
+        title="A small GPT after equal FLOPs",
+        ylabel="held-out bits per byte",
+        ylim=(0, 1.2 * highest),  # room for the legend
+    )
     axes.legend(frameon=False, fontsize=8, ncol=len(kinds))
     return figure
 
