@@ -99,6 +99,14 @@ def test_nearest_and_analogy_by_hand():
     assert "prince" not in made
 
 
+def test_the_words_of_the_question_are_no_answers():
+    """A small shift leaves c the nearest word to b - a + c."""
+    vectors = np.array([[1, 0, 0], [1, 0.1, 0], [0, 0, 1], [0, 0.3, 1]], np.float32)
+    made = WordVectors(["cold", "colder", "warm", "warmer"], vectors)
+    assert made.analogy("cold", "colder", "warm")[0][0] == "warmer"
+    assert len(made.analogy("cold", "colder", "warm", count=9)) == 1
+
+
 def test_words_of_like_company_are_near():
     fruit, tools = ["pear", "plum", "fig"], ["saw", "drill", "file"]
     sentences = [[who, "eats", one] for who in ("he", "she") for one in fruit]

@@ -199,6 +199,17 @@ def test_ids_and_offsets_of_real_text(kind):
         assert offsets == want.offsets
 
 
+def test_ties_and_unknown_characters_as_in_tokenizers():
+    """Of equal cuts the one found first stays; an unknown character costs more than any piece."""
+    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("ab", -2.0), ("bc", -5.0)]
+    model = Unigram(pieces, unk_id=0)
+    reference = reference_for(model)
+    for text in ("ab", "abab", "abc", "bcb", "ac"):
+        assert model.encode(text) == reference.encode(text).ids
+    assert model.encode("ab") == [3]
+    assert model.encode("abc") == [1, 4]
+
+
 def test_same_segmentation_from_the_pieces_that_tokenizers_learnt():
     reference, theirs = trained_by_tokenizers()
     for text in library_texts():
