@@ -40,6 +40,7 @@ from tiny_lexicon import (
     JOBS_OF_MEN,
     JOBS_OF_WOMEN,
     MOODS,
+    PLACES,
     PUT,
     REASONS,
     TAKE,
@@ -625,7 +626,7 @@ def compare_windows(scale: TokenScale) -> tuple[dict[str, Any], WordVectors]:
             "formats": ["d", ".1f", ".1f", ".1f", ".1f"],
         },
         "analogy_questions": found[3][0]["questions"],
-        "foreign_words": len(vectors.words),
+        "preposition_percent": 100 * _preposition_accuracy(vectors),
         "pmi": {"correlation": mean, "half": half},
         "neighbours": {
             "columns": ["word", "nearest"],
@@ -636,6 +637,18 @@ def compare_windows(scale: TokenScale) -> tuple[dict[str, Any], WordVectors]:
             ],
         },
     }, vectors
+
+
+def _preposition_accuracy(vectors: WordVectors) -> float:
+    """A place is to its preposition as another place is to its own: true without exception, and no
+    question for differences of vectors."""
+    questions = [
+        (one, before_one, other, before_other)
+        for before_one, one in PLACES
+        for before_other, other in PLACES
+        if before_one != before_other and one in vectors and other in vectors
+    ]
+    return vectors.analogy_accuracy(questions)
 
 
 def _pmi_correlation(
