@@ -71,22 +71,22 @@ class TokenScale:
     that is trained with; byte_steps: training steps of the byte model, whose FLOPs all others get.
     """
 
-    text_bytes: int = 250_000
+    text_bytes: int = 200_000
     held_out_bytes: int = 50_000
     vocab_sizes: tuple[int, ...] = (768, 1536, 3072)
     vocab_size: int = 1024
-    compute_sizes: tuple[int, ...] = (320, 1024, 4096, 8192)
-    byte_steps: int = 250
+    compute_sizes: tuple[int, ...] = (320, 1024, 4096)
+    byte_steps: int = 150
     d_model: int = 64
     num_layers: int = 2
     seq_len: int = 64
     batch_size: int = 16
     seeds: int = 3
-    speed_bytes: tuple[int, ...] = (100_000, 400_000)
+    speed_bytes: tuple[int, ...] = (100_000, 300_000)
     rounds: int = 3
     parallel_bytes: tuple[int, ...] = (10_000_000, 40_000_000, 80_000_000)
     stories: int = 1500
-    vector_steps: int = 800
+    vector_steps: int = 700
 
 
 DEFAULT_SCALE_06 = TokenScale()
