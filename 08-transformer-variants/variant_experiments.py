@@ -305,7 +305,7 @@ def compare_starts(
     starts: dict[str, list[nn.Module]] = {
         "BERT": [found.start for found in networks["masked tokens"]],
         "GPT": [found.start for found in networks["next token"]],
-        "from scratch": fresh,
+        "from scratch": list[nn.Module](fresh),
     }
     detail: dict[str, dict[str, list[list[float]]]] = {}
     tables: dict[str, Any] = {}

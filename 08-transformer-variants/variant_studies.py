@@ -69,6 +69,10 @@ def many_tasks(scale: VariantScale) -> tuple[dict[str, Any], list[TextTask], lis
     steps = scale.task_steps
     schedule = linear(steps, warmup_steps=max(1, steps // 10))
     bar = progress(desc="four tasks", total=steps, unit="step")
+
+    def count(_step: int, _loss: float) -> None:
+        bar.update(1)
+
     with bar:
         train_with_adam(
             model,
@@ -76,7 +80,7 @@ def many_tasks(scale: VariantScale) -> tuple[dict[str, Any], list[TextTask], lis
             task_batches(train, vocabulary, batch_size=scale.batch_size, seed=0),
             steps=steps,
             rate=lambda step: scale.pretrain_rate * schedule(step),
-            on_step=lambda *_: bar.update(1),
+            on_step=count,
         )
     wrote = answer_tasks(model, vocabulary, test)
     rows = score_tasks(test, wrote, train)
