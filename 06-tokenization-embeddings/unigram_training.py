@@ -132,7 +132,7 @@ class Lattice:
     def kept(self, new_id: NDArray[np.int64]) -> Lattice:
         """The lattice after a pruning: new_id (pieces,) gives each piece's new id, -1 if gone."""
         stays = new_id[self.piece] >= 0
-        before = np.concatenate((np.zeros(1, np.int64), np.cumsum(stays)))
+        before = np.concatenate((np.zeros(1, np.int64), np.cumsum(stays, dtype=np.int64)))
         return Lattice(
             start=self.start[stays],
             end=self.end[stays],
