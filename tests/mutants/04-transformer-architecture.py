@@ -241,8 +241,8 @@ MUTANTS = [
     Mutant(
         name="search-stops-at-the-first-end",
         module=_TRANSFORMER,
-        old="if best[sentence][0] < going[0][0] / norms[limit]:",
-        new="if best[sentence][0] == -math.inf:",
+        old="if going and best[sentence][0] < going[0][0] / norms[limit]:",
+        new="if going and best[sentence][0] == -math.inf:",
         tests=_TRANSFORMER_TESTS,
         symptom="beam search misses better translations that end later",
         finder="a wide beam finds the best translation of all",

@@ -18,6 +18,8 @@ _WORDPIECE = "06-tokenization-embeddings/wordpiece.py"
 _UNIGRAM = "06-tokenization-embeddings/unigram.py"
 _LATTICE = "06-tokenization-embeddings/unigram_training.py"
 _BATCHES = "06-tokenization-embeddings/token_batches.py"
+_INPUT = "06-tokenization-embeddings/input_embeddings.py"
+_INPUT_TESTS = ("tests/08-transformer-variants/test_bert.py",)  # the models that are made of it
 _EMBEDDINGS = "06-tokenization-embeddings/embeddings.py"
 
 MUTANTS = [
@@ -310,5 +312,23 @@ MUTANTS = [
         tests=(f"{_TESTS}/test_embeddings.py::test_the_words_of_the_question_are_no_answers",),
         symptom="Most analogies are answered with one of their own words.",
         finder="an analogy by hand",
+    ),
+    Mutant(
+        name="bert-without-types",
+        module=_INPUT,
+        old="            x = x + self.types.weight[0]\n",
+        new="            x = x + 0 * self.types.weight[0]\n",
+        tests=_INPUT_TESTS,
+        symptom="Single sentences are off by one vector; pairs are right.",
+        finder="a directory saved and loaded, logits with no types given",
+    ),
+    Mutant(
+        name="roberta-counts-padding-as-text",
+        module=_INPUT,
+        old="return real.cumsum(dim=1) * real + (self.position_offset - 1)",
+        new="return (0 * ids + 1).cumsum(dim=1) + (self.position_offset - 1)",
+        tests=_INPUT_TESTS,
+        symptom="Right-padded batches are right; the same texts padded on the left are not.",
+        finder="left- and right-padded against alone",
     ),
 ]

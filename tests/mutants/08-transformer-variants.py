@@ -10,7 +10,6 @@ _FINETUNE_TESTS = (f"tests/{_HERE}/test_finetune.py",)
 _SEQ2SEQ_TESTS = (f"tests/{_HERE}/test_seq2seq.py",)
 _VIT_TESTS = (f"tests/{_HERE}/test_vit.py",)
 _EFFICIENT_TESTS = (f"tests/{_HERE}/test_efficient_attention.py",)
-_INPUT = "06-tokenization-embeddings/input_embeddings.py"
 
 MUTANTS = [
     Mutant(
@@ -30,24 +29,6 @@ MUTANTS = [
         tests=_BERT_TESTS,
         symptom="A text's label depends on how long the other texts of its batch are.",
         finder="a text alone against the same text padded",
-    ),
-    Mutant(
-        name="bert-without-types",
-        module=_INPUT,
-        old="            x = x + self.types.weight[0]\n",
-        new="            x = x + 0 * self.types.weight[0]\n",
-        tests=_BERT_TESTS,
-        symptom="Single sentences are off by one vector; pairs are right.",
-        finder="a directory saved and loaded, logits with no types given",
-    ),
-    Mutant(
-        name="roberta-counts-padding-as-text",
-        module=_INPUT,
-        old="return real.cumsum(dim=1) * real + (self.position_offset - 1)",
-        new="return (0 * ids + 1).cumsum(dim=1) + (self.position_offset - 1)",
-        tests=_BERT_TESTS,
-        symptom="Right-padded batches are right; the same texts padded on the left are not.",
-        finder="left- and right-padded against alone",
     ),
     Mutant(
         name="roberta-begins-at-position-zero",
