@@ -49,7 +49,7 @@ def execute(path: Path, timeout: float = 600) -> None:
     )
     client.execute()
     tidy_outputs(notebook)
-    notebook.metadata.language_info = nbformat.from_dict({"name": "python"})
+    notebook.metadata.language_info = nbformat.from_dict({"name": "python"})  # type: ignore
     nbformat.validate(notebook)
     atomic_write(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 

@@ -52,7 +52,7 @@ def _pair(**settings):
 
 
 BAD = {
-    "ids of floats": (lambda: NgramModel([0, 1.5], order=2, vocab_size=3), TypeError, "integers"),
+    "ids of floats": (lambda: NgramModel([0, 1.5], order=2, vocab_size=3), TypeError, "integers"),  # type: ignore
     "ids of letters": (lambda: NgramModel("ab", order=2, vocab_size=3), TypeError, "integers"),  # type: ignore[arg-type]
     "text to compress": (lambda: compress_bytes("abc", AdaptiveBytes()), TypeError, "be bytes"),  # type: ignore[arg-type]
     "text to unpack": (lambda: decompress_bytes("abc", AdaptiveBytes()), TypeError, "is bytes"),  # type: ignore[arg-type]

@@ -106,16 +106,16 @@ def test_the_layer_equals_pytorch_with_every_gradient(num_heads, num_kv_heads, c
     )
     d_x, d_memory_, d_bias = ours.backward(d_out.numpy())
     np.testing.assert_allclose(out, expected.detach().numpy(), **CLOSE)
-    np.testing.assert_allclose(d_x, x.grad, **CLOSE)
-    np.testing.assert_allclose(d_bias, bias.grad, **CLOSE)
+    np.testing.assert_allclose(d_x, x.grad, **CLOSE)  # type: ignore
+    np.testing.assert_allclose(d_bias, bias.grad, **CLOSE)  # type: ignore
     if memory is None:
         assert d_memory_ is None
     else:
-        np.testing.assert_allclose(d_memory_, memory.grad, **CLOSE)
+        np.testing.assert_allclose(d_memory_, memory.grad, **CLOSE)  # type: ignore
     named = dict(theirs.named_parameters())
     assert ours.gradients.keys() == named.keys()
     for name, gradient in ours.gradients.items():
-        np.testing.assert_allclose(gradient, named[name].grad, err_msg=name, **CLOSE)
+        np.testing.assert_allclose(gradient, named[name].grad, err_msg=name, **CLOSE)  # type: ignore
 
 
 @settings(max_examples=40)

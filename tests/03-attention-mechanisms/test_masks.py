@@ -323,20 +323,20 @@ def test_a_batchs_keep_takes_the_shape_of_the_scores() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: causal_mask(2.5), "T is 2.5; it must be a whole number"),
-        (lambda: causal_mask("3"), "T is '3'"),
-        (lambda: sliding_window_mask(4, None), "window is None"),
-        (lambda: dilated_mask(4, 2, 1.5), "dilation is 1.5"),
-        (lambda: strided_mask(4, 2.5), "stride is 2.5"),
-        (lambda: prefix_mask(1.5, 4), "prefix is 1.5"),
+        (lambda: causal_mask(2.5), "T is 2.5; it must be a whole number"),  # type: ignore
+        (lambda: causal_mask("3"), "T is '3'"),  # type: ignore
+        (lambda: sliding_window_mask(4, None), "window is None"),  # type: ignore
+        (lambda: dilated_mask(4, 2, 1.5), "dilation is 1.5"),  # type: ignore
+        (lambda: strided_mask(4, 2.5), "stride is 2.5"),  # type: ignore
+        (lambda: prefix_mask(1.5, 4), "prefix is 1.5"),  # type: ignore
         (lambda: prefix_mask(torch.tensor([1.5]), 4), "prefix has dtype"),
         (lambda: padding_mask(torch.tensor([1.5]), 4), "lengths has dtype"),
         (lambda: padding_mask(torch.tensor([True, False]), 4), "lengths has dtype"),
-        (lambda: padding_mask([1, 2], 4), "lengths is a list; it must be a torch.Tensor"),
-        (lambda: block_sparse_mask(None, 2), "layout is a NoneType"),
-        (lambda: document_mask([[1, 1]]), "document_ids is a list"),
-        (lambda: combine_masks(None), "a mask is a NoneType"),
-        (lambda: allowed_pairs(None), "mask is a NoneType"),
+        (lambda: padding_mask([1, 2], 4), "lengths is a list; it must be a torch.Tensor"),  # type: ignore
+        (lambda: block_sparse_mask(None, 2), "layout is a NoneType"),  # type: ignore
+        (lambda: document_mask([[1, 1]]), "document_ids is a list"),  # type: ignore
+        (lambda: combine_masks(None), "a mask is a NoneType"),  # type: ignore
+        (lambda: allowed_pairs(None), "mask is a NoneType"),  # type: ignore
     ],
 )
 def test_counts_are_whole_numbers(call, message):

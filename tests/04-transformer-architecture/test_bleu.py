@@ -76,8 +76,8 @@ def test_corpus_is_not_the_mean_of_sentences():
         (lambda: corpus_bleu("the cat", ["the cat"]), "list of sentences, got the single text"),
         (lambda: corpus_bleu(["a"], "a"), "list of sentences"),
         (lambda: corpus_bleu(["a"], ["a"], more_references=["a"]), "list of sentences"),
-        (lambda: corpus_bleu([b"a b"], [b"a b"]), "a string or a list of words, got bytes"),
-        (lambda: corpus_bleu([None], ["a"]), "got NoneType"),
+        (lambda: corpus_bleu([b"a b"], [b"a b"]), "a string or a list of words, got bytes"),  # type: ignore
+        (lambda: corpus_bleu([None], ["a"]), "got NoneType"),  # type: ignore
     ],
 )
 def test_a_text_is_not_a_corpus_and_bytes_are_not_words(call, says):

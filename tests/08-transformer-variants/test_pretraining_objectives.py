@@ -116,7 +116,7 @@ def test_the_rate_is_that_of_transformers_collator():
             ]
         )
     assert sum(table[0]) == sum(table[1]) == int((ids > 3).sum())
-    assert stats.chi2_contingency(table).pvalue > 1e-3
+    assert stats.chi2_contingency(table).pvalue > 1e-3  # type: ignore
 
 
 def test_whole_words_are_chosen_whole():
@@ -279,8 +279,8 @@ def test_pairs_are_what_their_labels_say(negatives):
 
 def test_pairs_fill_their_rows():
     options = {"cls_id": CLS, "sep_id": SEP, "pad_id": PAD, "max_seq_len": 24}
-    full = next_sentence_pairs(documents(), generator=seeded(), short_share=0.0, **options)
-    mixed = next_sentence_pairs(documents(), generator=seeded(), short_share=1.0, **options)
+    full = next_sentence_pairs(documents(), generator=seeded(), short_share=0.0, **options)  # type: ignore
+    mixed = next_sentence_pairs(documents(), generator=seeded(), short_share=1.0, **options)  # type: ignore
     assert full.keep.sum(1).float().mean() > 20 > mixed.keep.sum(1).float().mean()
 
 

@@ -63,7 +63,7 @@ def test_the_first_name_is_what_the_label_says(world):
         first = next(word for word in vocabulary.decode(row) if word in MEN or word in WOMEN)
         assert first in (WOMEN if label else MEN)
     with pytest.raises(ValueError, match="ask is 'last'"):
-        reading_questions(world, vocabulary, 9, ask="last", seed=2, max_seq_len=80)
+        reading_questions(world, vocabulary, 9, ask="last", seed=2, max_seq_len=80)  # type: ignore
 
 
 def test_a_bag_of_words_cannot_know_the_order(world):
